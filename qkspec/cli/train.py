@@ -1,0 +1,128 @@
+"""``qkspec train``: parse, delegate, exit code."""
+
+# ruff: noqa: ARG001, FBT002, PLR0917 - the options are read by name from the context, and typer passes them by name
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qkspec.train.config import TrainConfig
+
+_D = TrainConfig()
+_MODEL, _DATA, _OPT, _MACHINE, _OUT = "Model", "Data", "Optimizer", "Machine", "What is written"
+
+
+def train(  # noqa: PLR0913 - a command's options
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the run [default: runs/MODEL-OPTIMIZER-sSEED].", rich_help_panel=_OUT
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder; other options given change it.", rich_help_panel=_OUT),
+    ] = None,
+    model: Annotated[str, typer.Option(help="gpt.", rich_help_panel=_MODEL)] = _D.model,
+    layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=_MODEL)] = _D.layers,
+    heads: Annotated[int, typer.Option(help="Attention heads a block.", rich_help_panel=_MODEL)] = _D.heads,
+    width: Annotated[int, typer.Option(help="Model dimensions d.", rich_help_panel=_MODEL)] = _D.width,
+    context_length: Annotated[
+        int, typer.Option("--context", help="Tokens a sequence.", rich_help_panel=_MODEL)
+    ] = _D.context,
+    vocab: Annotated[int, typer.Option(help="Token ids; 256 is bytes.", rich_help_panel=_MODEL)] = _D.vocab,
+    norm: Annotated[str, typer.Option(help="layer or rms.", rich_help_panel=_MODEL)] = _D.norm,
+    norm_position: Annotated[str, typer.Option(help="pre or post.", rich_help_panel=_MODEL)] = _D.norm_position,
+    qk_norm: Annotated[bool, typer.Option(help="Normalise queries and keys.", rich_help_panel=_MODEL)] = _D.qk_norm,
+    reparam: Annotated[str, typer.Option(help="none or sigma (σReparam).", rich_help_panel=_MODEL)] = _D.reparam,
+    init: Annotated[str, typer.Option(help="xavier or gpt2: N(0, 0.02).", rich_help_panel=_MODEL)] = _D.init,
+    tied: Annotated[bool, typer.Option(help="Share input and output embedding.", rich_help_panel=_MODEL)] = _D.tied,
+    data: Annotated[
+        str,
+        typer.Option(help="stdlib, a text file, a folder of them, or a nanoGPT .bin (uint16).", rich_help_panel=_DATA),
+    ] = _D.data,
+    batch: Annotated[int, typer.Option(help="Sequences a micro-batch.", rich_help_panel=_DATA)] = _D.batch,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches a step.", rich_help_panel=_DATA)] = _D.accumulate,
+    optimizer: Annotated[str, typer.Option(help="adamw2 or adamw.", rich_help_panel=_OPT)] = _D.optimizer,
+    steps: Annotated[int, typer.Option(help="Updates.", rich_help_panel=_OPT)] = _D.steps,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=_OPT)] = _D.lr,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warmup.", rich_help_panel=_OPT)] = _D.warmup,
+    final_lr: Annotated[
+        float, typer.Option(help="Cosine ends at this share of lr.", rich_help_panel=_OPT)
+    ] = _D.final_lr,
+    beta1: Annotated[float, typer.Option(help="Decay of the first moment.", rich_help_panel=_OPT)] = _D.beta1,
+    beta2: Annotated[float, typer.Option(help="Decay of the second moment.", rich_help_panel=_OPT)] = _D.beta2,
+    eps: Annotated[float, typer.Option(help="Added to the root of the second moment.", rich_help_panel=_OPT)] = _D.eps,
+    weight_decay: Annotated[
+        float, typer.Option(help="Decoupled; matrices only.", rich_help_panel=_OPT)
+    ] = _D.weight_decay,
+    tau: Annotated[
+        float, typer.Option(help="AdamW²: largest σ1(update)/σ1(weight) of a step.", rich_help_panel=_OPT)
+    ] = _D.tau,
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0: no clipping.", rich_help_panel=_OPT)] = _D.clip,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MACHINE)] = _D.device,
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16: autocast, weights stay float32.", rich_help_panel=_MACHINE)
+    ] = _D.dtype,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="torch.compile.", rich_help_panel=_MACHINE)
+    ] = _D.compile,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; 0: torch's choice.", rich_help_panel=_MACHINE)
+    ] = _D.threads,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and estimates.", rich_help_panel=_MACHINE)] = _D.seed,
+    eval_every: Annotated[int, typer.Option(help="Steps between validations.", rich_help_panel=_OUT)] = _D.eval_every,
+    eval_batches: Annotated[
+        int, typer.Option(help="Validation micro-batches.", rich_help_panel=_OUT)
+    ] = _D.eval_batches,
+    probe_every: Annotated[
+        int, typer.Option(help="Steps between probes; 0: never.", rich_help_panel=_OUT)
+    ] = _D.probe_every,
+    save_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints, beside the early ones.", rich_help_panel=_OUT)
+    ] = _D.save_every,
+    keep: Annotated[
+        str,
+        typer.Option(help="Weights in a checkpoint: all, or attention (q, k, v and their norm).", rich_help_panel=_OUT),
+    ] = _D.keep,
+    save_dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, of the weights in a checkpoint.", rich_help_panel=_OUT)
+    ] = _D.save_dtype,
+    full_states: Annotated[
+        int, typer.Option(help="Newest checkpoints to resume from.", rich_help_panel=_OUT)
+    ] = _D.full_states,
+    fail_on_nan: Annotated[
+        bool, typer.Option("--fail-on-nan", help="Exit 1 when the loss is no longer finite.", rich_help_panel=_OUT)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUT)] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Lines, no bar.", rich_help_panel=_OUT)] = False,
+) -> None:
+    """Train a model and write a checkpoint sequence that analyze reads.
+
+    Without options: a small GPT on Python's own sources, with AdamW² and no warmup, in a minute or two on a CPU.
+    """
+    from qkspec.train.session import Request, conduct  # noqa: PLC0415 - torch waits until a run is asked for
+
+    knobs = {_KNOB.get(name, name): value for name, value in context.params.items() if name not in _OURS}
+    given = {_KNOB.get(name, name) for name in knobs_given(context)}
+    request = Request(knobs, frozenset(given), out, resume, fail_on_nan=fail_on_nan, quiet=quiet, live=not no_progress)
+    code = conduct(request)
+    if code:
+        raise typer.Exit(code)
+
+
+_KNOB = {"context_length": "context", "compile_model": "compile"}
+_OURS = ("out", "resume", "fail_on_nan", "quiet", "no_progress")
+
+
+def knobs_given(context: typer.Context) -> list[str]:
+    """Return the names of the training knobs that the command line or the environment set."""
+    names: dict[str, Any] = context.params
+    return [n for n in names if n not in _OURS and _source(context, n) != "DEFAULT"]
+
+
+def _source(context: typer.Context, name: str) -> str:
+    source = context.get_parameter_source(name)
+    return "DEFAULT" if source is None else source.name

@@ -1,0 +1,134 @@
+"""Every knob of a training run, on one line with its unit."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from qkspec.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is. The defaults are the demonstration: a GPT that AdamW without warmup loses and AdamW² trains.
+
+    ``UsageError`` is raised for a value outside its range, naming the option and the range.
+    """
+
+    # model
+    model: str = "gpt"  # a name of MODELS
+    layers: int = 4  # blocks
+    heads: int = 2  # attention heads a block; d_q = width / heads
+    width: int = 128  # d, model dimensions
+    context: int = 64  # tokens a sequence (GPT)
+    vocab: int = 256  # token ids (GPT); 256 is bytes
+    norm: str = "layer"  # layer | rms
+    norm_position: str = "pre"  # pre | post: the norm before the sublayer, or after the residual sum
+    qk_norm: bool = False  # normalise queries and keys per head (RMS, learned gain)
+    reparam: str = "none"  # none | sigma: γ/σ1(W) W in every linear layer (σReparam)
+    init: str = "xavier"  # xavier | gpt2: uniform by fan in and out, or N(0, 0.02) with scaled output projections
+    tied: bool = True  # share the token embedding with the output layer (GPT)
+    # data
+    data: str = "stdlib"  # stdlib | path of text files or a folder | nanoGPT .bin (uint16) | digits
+    batch: int = 16  # sequences (or images) a micro-batch
+    accumulate: int = 1  # micro-batches a step
+    # optimizer
+    optimizer: str = "adamw2"  # adamw | adamw2
+    steps: int = 600  # updates
+    lr: float = 0.01  # peak learning rate
+    warmup: int = 0  # steps of linear warmup from 0
+    final_lr: float = 0.1  # cosine decay ends at this fraction of lr
+    beta1: float = 0.9  # decay of the first moment, per step
+    beta2: float = 0.95  # decay of the second moment, per step
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled, times lr; matrices only
+    tau: float = 0.004  # AdamW²: the largest σ1(update)/σ1(weight) of one step
+    clip: float = 0.0  # largest global gradient norm; 0 is no clipping
+    # machine
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: str = "float32"  # float32 | bfloat16: autocast of the forward and backward pass; weights stay float32
+    compile: bool = False  # torch.compile the model
+    threads: int = 0  # CPU threads; 0 leaves torch's choice
+    seed: int = 0  # of weights, batches and σ1 estimates
+    # what is written
+    eval_every: int = 100  # steps between validation losses; the first and last step always have one
+    eval_batches: int = 16  # validation micro-batches
+    probe_every: int = 0  # steps between probes (entropy, largest logit, the norms of eq. 1); 0 is never
+    save_every: int = 100  # steps between checkpoints, beside the early ones
+    keep: str = "all"  # all | attention: which weights a checkpoint holds (attention: q, k, v and the norm before them)
+    save_dtype: str = "float32"  # float32 | bfloat16: of the weights in a checkpoint; the resume state stays exact
+    full_states: int = 2  # newest checkpoints that keep the state to resume from
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"--{_flag(name)} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"--{_flag(name)} {getattr(self, name)} is outside {low:g} to {high:g}")
+        if self.width % self.heads:
+            raise UsageError(f"--heads {self.heads} does not divide --width {self.width}")
+        if self.warmup > self.steps:
+            raise UsageError(f"--warmup {self.warmup} is longer than the run of --steps {self.steps}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the knobs as plain data."""
+        return dataclasses.asdict(self)
+
+
+_INF = float("inf")
+_CHOICES = {
+    "norm": ("layer", "rms"),
+    "norm_position": ("pre", "post"),
+    "reparam": ("none", "sigma"),
+    "init": ("xavier", "gpt2"),
+    "optimizer": ("adamw", "adamw2"),
+    "dtype": ("float32", "bfloat16"),
+    "keep": ("all", "attention"),
+    "save_dtype": ("float32", "bfloat16"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "layers": (1, 1024),
+    "heads": (1, 1024),
+    "width": (1, 65_536),
+    "context": (1, 1_048_576),
+    "vocab": (2, 65_536),
+    "batch": (1, 65_536),
+    "accumulate": (1, 65_536),
+    "steps": (0, 10**9),
+    "lr": (0.0, 1e3),
+    "warmup": (0, 10**9),
+    "final_lr": (0.0, 1.0),
+    "beta1": (0.0, 0.9999999),
+    "beta2": (0.0, 0.9999999),
+    "eps": (0.0, 1.0),
+    "weight_decay": (0.0, 1e3),
+    "tau": (1e-12, _INF),
+    "clip": (0.0, _INF),
+    "threads": (0, 4096),
+    "seed": (0, 2**31 - 1),
+    "eval_every": (1, 10**9),
+    "eval_batches": (1, 10**6),
+    "probe_every": (0, 10**9),
+    "save_every": (1, 10**9),
+    "full_states": (1, 1000),
+}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Return the config that ``as_dict`` wrote; UsageError for an unknown knob or a value of the wrong type."""
+    hints = get_type_hints(TrainConfig)
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{name!r} is not a setting of qkspec train")
+        kind = hints[name]
+        right = isinstance(value, (int, float) if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
+        if not right:
+            raise UsageError(f"{_flag(name)} must be {kind.__name__}, not {value!r}")
+    return TrainConfig(**values)

@@ -1,0 +1,92 @@
+"""What a run works on: the model, its optimizer, its data and the step it stands at."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qkspec.errors import UsageError
+from qkspec.train import data
+from qkspec.train.config import TrainConfig
+from qkspec.train.models import registry
+
+
+@dataclass
+class Lab:
+    """The state of a run; ``step`` counts the updates done. Only ``loop.train`` and ``save.restore`` change it."""
+
+    config: TrainConfig
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]  # the model, compiled where the config says so
+    optimizer: Optimizer
+    data: data.Data
+    device: torch.device
+    step: int = 0
+
+
+def build(config: TrainConfig) -> Lab:
+    """Return a run at step 0. The same config gives the same weights, whatever was drawn before.
+
+    UsageError for a device that is not there, InputError for data that is not.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    material = data.load(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = registry.module(config.model).build(config).to(device)
+    forward = torch.compile(model) if config.compile else model
+    return Lab(config, model, forward, make_optimizer(model, config), material, device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a name stands for; "auto" is the first CUDA device where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
+    return device
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return the optimizer; only tensors of two or more dimensions decay."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": [(n, w) for n, w in named if w.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [(n, w) for n, w in named if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adamw":
+        fused = named[0][1].device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+    from qkspec.optim.adamw2 import AdamW2  # noqa: PLC0415 - an AdamW run does not need it
+
+    return AdamW2(groups, lr=config.lr, betas=betas, eps=config.eps, tau=config.tau, seed=config.seed)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of update ``step`` (the first is 0): linear warmup, then cosine decay."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def bound_fraction(optimizer: Optimizer) -> float | None:
+    """Return the share of bounded tensors whose last update AdamW² cut, or None for another optimizer."""
+    share = getattr(optimizer, "bound_fraction", None)
+    return None if share is None else float(share() if callable(share) else share)
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Say whether every element of every tensor is a finite number."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,111 @@
+"""The training loop, as a generator: the caller prints and saves."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qkspec.train.lab import Lab, bound_fraction, learning_rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, or the initial state.
+
+    Args:
+        step: updates done; 0 is the initial state, which has no loss and no learning rate.
+        loss: mean training loss in nats of the batch that made this update, measured before it.
+        lr: learning rate of this update.
+        grad_norm: global l2 norm of the gradient before clipping; None where it is not measured.
+        bound: share of bounded tensors that AdamW² cut in this update; None for another optimizer.
+        validation: mean validation loss in nats after this update, where one was due.
+        seconds: wall time of this update.
+        outcome: "ok", or what went wrong ("loss is NaN"): the update was then not made, and the run ends here.
+    """
+
+    step: int
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    bound: float | None = None
+    validation: float | None = None
+    seconds: float = 0.0
+    outcome: str = "ok"
+
+
+def train(lab: Lab) -> Iterator[Step]:
+    """Train from where the lab stands to the configured number of steps, yielding after every update.
+
+    A loss or a gradient that is not finite is a result: it is yielded, its update is not made, and the run is over.
+    """
+    config = lab.config
+    if lab.step == 0:
+        yield Step(0, validation=validate(lab))
+    while lab.step < config.steps:
+        start = time.perf_counter()
+        lr = learning_rate(config, lab.step)
+        for group in lab.optimizer.param_groups:
+            group["lr"] = lr
+
+        lab.model.train()
+        lab.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=lab.device)
+        for micro in range(config.accumulate):
+            loss = batch_loss(lab, "train", lab.step, micro) / config.accumulate
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        grads = [weight.grad for weight in lab.model.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if config.clip:
+            torch.nn.utils.clip_grads_with_norm_(lab.model.parameters(), config.clip, norm)
+
+        figures = (lab.step + 1, float(total), lr, float(norm))
+        outcome = verdict(figures[1], figures[3])
+        if outcome != "ok":
+            yield Step(*figures, seconds=time.perf_counter() - start, outcome=outcome)
+            return
+        lab.optimizer.step()
+        lab.step += 1
+
+        seconds = time.perf_counter() - start
+        due = lab.step % config.eval_every == 0 or lab.step == config.steps
+        bound = bound_fraction(lab.optimizer)
+        yield Step(*figures, bound=bound, validation=validate(lab) if due else None, seconds=seconds)
+
+
+def batch_loss(lab: Lab, split: str, step: int, micro: int) -> Tensor:
+    """Return the mean cross-entropy, in nats, of one micro-batch."""
+    x, y = lab.data.batch(split, step, micro)
+    with autocast(lab):
+        logits = lab.forward(x.to(lab.device))
+    return functional.cross_entropy(logits.flatten(0, -2).float(), y.to(lab.device).flatten())
+
+
+def autocast(lab: Lab) -> AbstractContextManager[object]:
+    """Return the context of a forward pass: bfloat16 where the config says so."""
+    if lab.config.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(lab.device.type, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def validate(lab: Lab) -> float:
+    """Return the mean loss over the same validation batches each time, in nats."""
+    lab.model.eval()
+    count = lab.config.eval_batches
+    return sum(float(batch_loss(lab, "validation", 0, i)) for i in range(count)) / count
+
+
+def verdict(loss: float, grad_norm: float) -> str:
+    """Return "ok", or what is not finite."""
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if math.isnan(value):
+            return f"{name} is NaN"
+        if math.isinf(value):
+            return f"{name} is infinite"
+    return "ok"

@@ -1,0 +1,189 @@
+"""A run on disk: a folder with run.json, metrics.jsonl and a checkpoint sequence, resumable at any moment."""
+
+import json
+import math
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+
+import qkspec
+from qkspec.errors import InputError, OutputError, UsageError
+from qkspec.train import save
+from qkspec.train.config import TrainConfig, from_dict
+from qkspec.train.lab import Lab, build
+from qkspec.train.loop import Step, train
+
+RUN, METRICS = "run.json", "metrics.jsonl"
+
+
+@dataclass
+class Stop:
+    """Whether a signal asked the run to end after the step it is in; ``code`` is the process's exit status then."""
+
+    signals: list[int] = field(default_factory=list)
+
+    @property
+    def code(self) -> int | None:
+        """130 after SIGINT, 143 after SIGTERM, None while nothing came."""
+        return 128 + self.signals[0] if self.signals else None
+
+
+def run(config: TrainConfig, folder: Path, stop: Stop) -> Iterator[Step]:
+    """Train into a new folder, yielding each step once it stands in metrics.jsonl.
+
+    UsageError when the folder already holds something, OutputError when it cannot be written.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: already holds files; use --resume to go on with that run, or another --out")
+    lab = build(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save.write_json(folder / RUN, record(lab))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    with locked(folder):
+        yield from _write(lab, folder, stop)
+
+
+def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> Iterator[Step]:
+    """Go on with the run in a folder from its newest checkpoint; the weights end as if it had never stopped.
+
+    Args:
+        folder: what ``run`` wrote.
+        stop: see Stop.
+        changes: knobs to change (more steps, another device); anything else changes the run's course, and may.
+    """
+    config = recorded(folder, changes or {})
+    with locked(folder):
+        save.tidy(folder)
+        lab = build(config)
+        _check_data(lab, folder)
+        save.restore(lab, folder)
+        _truncate(folder / METRICS, lab.step)
+        save.write_json(folder / RUN, record(lab))
+        yield from _write(lab, folder, stop)
+
+
+def recorded(folder: Path, changes: dict[str, Any]) -> TrainConfig:
+    """Return the config that a run's folder records, with changes; InputError when there is no run."""
+    try:
+        values = json.loads((folder / RUN).read_text(encoding="utf-8"))["train_config"]
+        return from_dict(values | changes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: holds no run to resume (no readable {RUN}); start one without --resume") from error
+
+
+def record(lab: Lab) -> dict[str, Any]:
+    """Return what run.json says: the settings, the data's digest, versions and the machine's arithmetic."""
+    return {
+        "schema": 1,
+        "qkspec": qkspec.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": str(lab.device),
+        "threads": torch.get_num_threads(),
+        "data": {"name": lab.data.name, "size": lab.data.size, "sha256": lab.data.digest},
+        "parameters": sum(weight.numel() for weight in lab.model.parameters()),
+        "train_config": lab.config.as_dict(),
+    }
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a request to stop after the current step; a second one ends it at once."""
+    stop = Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.signals.append(number)
+        if len(stop.signals) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the lock goes with the process, however it ends."""
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none, and runs unlocked
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{folder}: another qkspec train is writing there; wait for it or choose another --out"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
+    """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
+    with (folder / METRICS).open("a", encoding="utf-8") as metrics:
+        for step in train(lab):
+            _append(metrics, step, folder)
+            crashed = step.outcome != "ok"
+            if crashed or stop.code or save.due(lab.step, lab.config):
+                _flush(metrics)
+                save.publish(lab, folder, step)
+            yield step
+            if stop.code:
+                return
+
+
+def _append(metrics: TextIO, step: Step, folder: Path) -> None:
+    try:
+        metrics.write(json.dumps(row(step), allow_nan=False) + "\n")
+        metrics.flush()
+    except OSError as error:
+        raise OutputError(
+            f"{folder / METRICS}: cannot be written ({error.strerror}); make room and --resume"
+        ) from error
+
+
+def row(step: Step) -> dict[str, Any]:
+    """Return a line of metrics.jsonl: what was measured; a number that is not finite is null and named in outcome."""
+    values = {name: value for name, value in vars(step).items() if value is not None}
+    for name, value in values.items():
+        if isinstance(value, float):
+            values[name] = float(f"{value:.7g}") if math.isfinite(value) else None
+    return values
+
+
+def _flush(metrics: TextIO) -> None:
+    """Have every row on disk before the checkpoint that relies on it is published."""
+    metrics.flush()
+    os.fsync(metrics.fileno())
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep the rows up to a step, in one rename."""
+    rows = [r for r in save.lines(path) if r["step"] <= step and r["outcome"] == "ok"]
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def _check_data(lab: Lab, folder: Path) -> None:
+    with suppress(KeyError, TypeError):
+        before = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"]["sha256"]
+        if before != lab.data.digest:
+            raise InputError(f"{lab.data.name}: not the data that {folder} was trained on; restore it to resume")

@@ -1,0 +1,172 @@
+"""Checkpoints of a run: when they are due, how they are published whole or not at all, and how a run resumes."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qkspec.errors import CheckpointError, OutputError
+from qkspec.train import state
+from qkspec.train.config import TrainConfig
+from qkspec.train.lab import Lab
+from qkspec.train.loop import Step
+from qkspec.train.models import registry
+
+WEIGHTS, CONFIG, TRAINER, RESUME = "model.safetensors", "config.json", "trainer_state.json", "resume.safetensors"
+_EARLY = (2, 5, 10, 20, 40, 60, 80, 100)  # early warning needs step 0 and a spacing of 20 steps at the start
+
+
+def due(step: int, config: TrainConfig) -> bool:
+    """Say whether a step's weights are kept for ever: 0, early, 1-2-5 spaced, every ``save_every``, and the last."""
+    if step in (0, config.steps) or step in _EARLY or step % config.save_every == 0:
+        return True
+    power = 10 ** int(math.log10(step))
+    return step > max(_EARLY) and step in (power, 2 * power, 5 * power)
+
+
+def name_of(step: int) -> str:
+    """Return the folder name of a step."""
+    return f"step-{step:06d}"
+
+
+def publish(lab: Lab, run: Path, last: Step) -> Path:
+    """Write the checkpoint of the lab's step, then take resume states from all but the newest ``full_states``.
+
+    Everything is written into a hidden sibling, synced to disk and renamed: a reader meets a whole checkpoint or none.
+    OutputError when the disk is full or cannot be written; what was published before is then untouched.
+    """
+    target = run / name_of(lab.step)
+    partial = run / f".{target.name}.partial-{os.getpid()}"
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        _write(lab, partial, last)
+        for file in sorted(partial.iterdir()):
+            _sync(file)
+        _sync(partial)
+        if target.exists():
+            _remove(target)
+        partial.rename(target)
+        _sync(run)
+        _retire(lab.config, run)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = error.strerror or error
+        raise OutputError(
+            f"{target}: the checkpoint could not be written ({reason}); make room and use --resume"
+        ) from error
+    return target
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """Return the published checkpoints of a run by step, ascending."""
+    found = {int(p.name[5:]): p for p in run.glob("step-*") if p.name[5:].isdecimal() and (p / TRAINER).is_file()}
+    return dict(sorted(found.items()))
+
+
+def restore(lab: Lab, run: Path) -> Path | None:
+    """Bring the lab to the newest checkpoint with a resume state and return it; None if there is none."""
+    for folder in reversed(checkpoints(run).values()):
+        if (folder / RESUME).is_file():
+            saved = state.load(folder / RESUME)
+            weights = saved["weights"] if saved["weights"] is not None else _weights_of(folder)
+            try:
+                lab.model.load_state_dict(weights, strict=not _tied(lab.config))
+                lab.optimizer.load_state_dict(saved["optimizer"])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"{folder}: its state does not fit this model; resume with the same settings"
+                ) from error
+            lab.step = saved["step"]
+            return folder
+    return None
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for leftover in [*run.glob(".step-*.partial-*"), *run.glob(".step-*.old-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def weights(lab: Lab) -> dict[str, Tensor]:
+    """Return the model's weights under their published names, on the CPU, float32."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in lab.model.state_dict().items()}
+    if _tied(lab.config):
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write strict JSON; ValueError for NaN or infinity."""
+    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write(lab: Lab, folder: Path, last: Step) -> None:
+    config, module = lab.config, registry.module(lab.config.model)
+    tensors = kept = weights(lab)
+    if config.keep == "attention":
+        kept = {name: tensor for name, tensor in tensors.items() if module.attention_weight(name, config)}
+    if config.save_dtype == "bfloat16":
+        kept = {name: tensor.to(torch.bfloat16) for name, tensor in kept.items()}
+    exact = config.keep == "all" and config.save_dtype == "float32"
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, module.config_json(config) | {"dtype": config.save_dtype})
+    record = {"global_step": lab.step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
+    record |= {"validation_loss": _number(last.validation), "learning_rate": last.lr, "data_sha256": lab.data.digest}
+    write_json(folder / TRAINER, record | {"train_config": config.as_dict()})
+    saved = {"step": lab.step, "weights": None if exact else tensors, "optimizer": lab.optimizer.state_dict()}
+    state.dump(saved, folder / RESUME)
+
+
+def _retire(config: TrainConfig, run: Path) -> None:
+    """Leave the resume state in the newest checkpoints only; an older one that was not due goes altogether."""
+    resumable = [(step, folder) for step, folder in checkpoints(run).items() if (folder / RESUME).is_file()]
+    for step, folder in resumable[: -config.full_states]:
+        if due(step, config):
+            (folder / RESUME).unlink()
+        else:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Take a checkpoint away in one rename, so that nobody meets half of it."""
+    hidden = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _weights_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def _tied(config: TrainConfig) -> bool:
+    return config.model == "gpt" and config.tied
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSONL file; a last line that a kill cut short is left out."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)

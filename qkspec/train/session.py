@@ -1,0 +1,83 @@
+"""From what the command line asked to a finished run and its summary; returns the exit status."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qkspec.errors import UsageError
+from qkspec.train import display, save
+from qkspec.train import run as runs
+from qkspec.train.config import TrainConfig, from_dict
+from qkspec.train.loop import Step
+
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line.
+
+    Args:
+        knobs: every setting of TrainConfig.
+        given: the names of those that the user wrote.
+        out: folder of a new run, or None for the default name.
+        resume: folder of a run to go on with, or None.
+        fail_on_nan: exit 1 when the run ends in a loss that is not finite.
+        quiet: no progress.
+        live: a bar where stderr is a terminal.
+    """
+
+    knobs: Mapping[str, Any]
+    given: frozenset[str]
+    out: Path | None
+    resume: Path | None
+    fail_on_nan: bool = False
+    quiet: bool = False
+    live: bool = True
+
+
+def conduct(request: Request) -> int:
+    """Run what was asked, print the summary on stdout, and return 0, 1 (--fail-on-nan), 130 or 143."""
+    if request.resume and request.out:
+        raise UsageError("--resume goes on in its own folder; leave out --out")
+    changes = {name: request.knobs[name] for name in request.given}
+    config = runs.recorded(request.resume, changes) if request.resume else from_dict(request.knobs)
+    folder = request.resume or request.out or default_folder(config)
+    start, last, validation = time.perf_counter(), Step(0), None
+    with runs.listening() as stop:
+        steps = runs.resume(folder, stop, changes) if request.resume else runs.run(config, folder, stop)
+        for step in display.show(steps, config.steps, quiet=request.quiet, live=request.live):
+            last = step
+            validation = validation if step.validation is None else step.validation
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(summary(config, folder, last, validation, time.perf_counter() - start))
+    if stop.code:
+        return stop.code
+    return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """Return runs/MODEL-OPTIMIZER[-warmupN][-sigma][-qknorm]-sSEED."""
+    parts = [config.model, config.optimizer]
+    parts += [f"warmup{config.warmup}"] if config.warmup else []
+    parts += ["sigma"] if config.reparam == "sigma" else []
+    parts += ["qknorm"] if config.qk_norm else []
+    return Path("runs", "-".join([*parts, f"s{config.seed}"]))
+
+
+def summary(config: TrainConfig, folder: Path, last: Step, validation: float | None, seconds: float) -> str:
+    """Return what is said at the end: outcome, losses, runtime, and where the checkpoints are."""
+    count = len(save.checkpoints(folder))
+    losses = [] if last.loss is None else [f"train loss {last.loss:.3f}"]
+    losses += [] if validation is None else [f"validation loss {validation:.3f}"]
+    outcome = f"step {last.step} of {config.steps} in {seconds:.1f} s"
+    if last.outcome != "ok":
+        outcome += f", ended early: {last.outcome}"
+    return (
+        f"{config.model} with {config.optimizer}: {outcome}; {', '.join(losses) or 'nothing was trained'}\n"
+        f"{count} checkpoints in {folder}; read them with: qkspec analyze {folder}"
+    )
