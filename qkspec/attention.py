@@ -1,0 +1,213 @@
+"""Attention maps: their entropy, rank and diagonal, and the map that the weights alone predict.
+
+Rows are queries and each row sums to one. Tokens of a predicted map are independent x ~ N(0, I), normalised and projected
+as the model does; real hidden states are not isotropic, so predicted entropies lie above measured ones.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.qk import Array, Norm, QKLayer, QKNorm, Rotary
+
+F64 = NDArray[np.float64]
+F32 = NDArray[np.float32]
+
+DEFAULT_CONTEXT = 1024  # tokens in a row where the config names no number; √(2 ln T) moves by 13 % from 256 to 8192
+MAP_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class MapIndices:
+    """What an attention map looks like, one value a head.
+
+    Args:
+        entropy: (heads,) mean over rows of the row entropy / ln(its length), in [0, 1]; rows of one token are left out.
+        rank: (heads,) effective rank (exp of the entropy of the squared singular values' shares) / tokens, in (0, 1].
+        diagonal: (heads,) mean mass on the diagonal, in [0, 1].
+        columns: (heads,) distinct arg-max columns / tokens, in (0, 1].
+    """
+
+    entropy: F64
+    rank: F64
+    diagonal: F64
+    columns: F64
+
+
+def map_indices(maps: F32 | F64, *, causal: bool) -> MapIndices:
+    """Read entropy, effective rank, diagonal mass and distinct columns off attention maps.
+
+    Args:
+        maps: (heads, tokens, tokens), rows sum to one.
+        causal: whether row i has i + 1 entries, which sets the largest entropy that it can have.
+
+    Returns:
+        MapIndices; NaN for a head whose map is not finite.
+    """
+    tokens = maps.shape[-1]
+    finite = np.isfinite(maps).all(axis=(1, 2))
+    a = np.where(finite[:, None, None], maps, 1.0 / tokens).astype(np.float64)
+    rows = -np.sum(a * np.log(np.where(a > 0, a, 1.0)), axis=2)
+    lengths = np.arange(1, tokens + 1) if causal else np.full(tokens, tokens)
+    counted = lengths > 1
+    entropy = (rows[:, counted] / np.log(lengths[counted])).mean(axis=1)
+    shares = np.linalg.svd(a, compute_uv=False) ** 2
+    rank = effective_rank(shares) / tokens
+    diagonal = np.einsum("hii->h", a) / tokens
+    best = a.argmax(axis=2)
+    columns = np.array([np.unique(row).size for row in best]) / tokens
+    return MapIndices(*(np.where(finite, x, np.nan) for x in (entropy, rank, diagonal, columns)))
+
+
+def effective_rank(energy: F64) -> F64:
+    """Return exp of the entropy of the shares of energy along the last axis.
+
+    With energy σ² this is the effective rank of this package; Roy & Vetterli (2007) take shares of σ instead.
+
+    Args:
+        energy: (..., n), not negative.
+
+    Returns:
+        (...), between 1 and n; NaN where all energy is zero.
+    """
+    total = energy.sum(axis=-1, keepdims=True)
+    shares = energy / np.where(total > 0, total, np.nan)
+    return np.asarray(np.exp(-np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=-1)))
+
+
+def predicted_logits(layer: QKLayer, *, tokens: int = MAP_TOKENS, seed: int = 0) -> F32:
+    """Return the logits of random tokens under one module's weights, before the causal mask.
+
+    Input norm, projection with biases, clamp, QK-norm, rotary position, scale and soft cap are applied in the model's
+    order. The tokens are drawn from (seed, d, d', tokens) alone, so that every checkpoint of a run sees the same ones.
+
+    Args:
+        layer: the module.
+        tokens: how many tokens to draw, T'.
+        seed: of the draw.
+
+    Returns:
+        (heads, T', T') float32.
+    """
+    d, d_k = layer.q.shape[2], layer.k.shape[2]
+    rng = np.random.default_rng((seed, d, d_k, tokens))
+    x = rng.standard_normal((tokens, d), dtype=np.float32)
+    y = x if d == d_k and not layer.block.endswith("cross") else rng.standard_normal((tokens, d_k), dtype=np.float32)
+    q = _project(_normalise(x, layer.q_input), layer.q, layer.q_bias, layer.clamp)
+    k = _project(_normalise(y, layer.k_input), layer.k, layer.k_bias, layer.clamp)
+    scale: F32 | float = layer.scale
+    if layer.qk_norm is not None:
+        q, k = _qk_normalise(q, k, layer.qk_norm)
+        if layer.qk_norm.temperature is not None:
+            scale = np.asarray(layer.qk_norm.temperature, dtype=np.float32)[:, None, None]
+    if layer.rotary is not None:
+        q, k = _rotate(q, layer.rotary), _rotate(k, layer.rotary)
+    k = np.repeat(k, layer.heads // layer.kv_heads, axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # weights may be anything; a map that is not finite is NaN
+        logits = (q @ k.transpose(0, 2, 1)) * scale
+        if layer.softcap is not None:
+            logits = layer.softcap * np.tanh(logits / layer.softcap)
+    return logits.astype(np.float32, copy=False)
+
+
+def predicted_map(layer: QKLayer, *, tokens: int | None = None, seed: int = 0) -> F32:
+    """Return the attention maps that the weights alone predict, (heads, T', T') float32.
+
+    T' is at most 64 however long the context T. How far a row of Gaussian logits of standard deviation s freezes is set
+    by κ = s / √(2 ln T) and hardly by T, so the logits are multiplied by √(ln T' / ln T), which keeps κ.
+
+    Args:
+        layer: the module; context None is read as 1024 tokens.
+        tokens: T' ≥ 2; default min(64, T).
+        seed: of the draw.
+    """
+    context = max(layer.context or DEFAULT_CONTEXT, 2)
+    drawn = min(MAP_TOKENS, context) if tokens is None else tokens
+    logits = predicted_logits(layer, tokens=drawn, seed=seed) * np.float32(np.sqrt(np.log(drawn) / np.log(context)))
+    return softmax(logits, causal=layer.causal)
+
+
+def softmax(logits: F32, *, causal: bool) -> F32:
+    """Return the softmax over the last axis of (..., T, T) logits, over the keys up to the query if causal."""
+    if causal:
+        future = np.triu(np.ones(logits.shape[-2:], dtype=bool), k=1)
+        logits = np.where(future, np.float32(-np.inf), logits)
+    with np.errstate(invalid="ignore"):  # Inf - Inf: the map becomes NaN, and its indices with it
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: F32 = weights / weights.sum(axis=-1, keepdims=True)
+    return result
+
+
+def entropy_floor(logit_norm: F64, tokens: int) -> F64:
+    """Return the least entropy (nats) of a softmax over mean-zero logits of Euclidean norm at most ``logit_norm``.
+
+    The bound of σReparam (Zhai et al., 2023), attained by one logit above n - 1 equal ones: with β = exp(-s√(n/(n-1))),
+    ln(1 + (n-1)β) + s√(n(n-1)) β / (1 + (n-1)β).
+
+    Args:
+        logit_norm: (...) s ≥ 0.
+        tokens: n ≥ 2 keys.
+    """
+    n = float(tokens)
+    beta = np.exp(-logit_norm * np.sqrt(n / (n - 1)))
+    crowd = 1 + (n - 1) * beta
+    return np.asarray(np.log(crowd) + logit_norm * np.sqrt(n * (n - 1)) * beta / crowd)
+
+
+def _normalise(x: F32, norm: Norm | None) -> F32:
+    if norm is None:
+        return x
+    if norm.kind == "layer":
+        x = x - x.mean(axis=1, keepdims=True)
+    x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True))
+    if norm.gain is not None:
+        x = x * norm.gain.astype(np.float32)
+    return x if norm.bias is None else x + norm.bias.astype(np.float32)
+
+
+def _project(x: F32, w: Array, bias: Array | None, clamp: float | None) -> F32:
+    """Project tokens (T', d) by w (heads, d_q, d) to (heads, T', d_q)."""
+    heads, d_q, d = w.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = x @ np.asarray(w, dtype=np.float32).reshape(heads * d_q, d).T
+        out = flat.reshape(len(x), heads, d_q).transpose(1, 0, 2)
+        if bias is not None:
+            out = out + bias[:, None, :].astype(np.float32)
+    return out if clamp is None else np.clip(out, -clamp, clamp)
+
+
+def _qk_normalise(q: F32, k: F32, norm: QKNorm) -> tuple[F32, F32]:
+    return (
+        _over_heads(q, norm, norm.q_gain, norm.q_bias),
+        _over_heads(k, norm, norm.k_gain, norm.k_bias),
+    )
+
+
+def _over_heads(x: F32, norm: QKNorm, gain: Array | None, bias: Array | None) -> F32:
+    """Normalise (heads, T', d_q) over each head, or over all heads of a token together."""
+    axis: int | tuple[int, int] = 2 if norm.per_head else (0, 2)
+    if norm.kind == "layer":
+        x = x - x.mean(axis=axis, keepdims=True)
+    total = np.sum(x * x, axis=axis, keepdims=True)
+    count = 1 if norm.kind == "l2" else (x.shape[2] if norm.per_head else x.shape[0] * x.shape[2])
+    x = x / np.sqrt(np.maximum(total / count, np.finfo(np.float32).tiny))
+    if gain is not None:
+        x = x * gain[:, None, :].astype(np.float32)
+    return x if bias is None else x + bias[:, None, :].astype(np.float32)
+
+
+def _rotate(x: F32, rotary: Rotary) -> F32:
+    """Rotate (heads, T', d_q) by position 0 .. T' - 1."""
+    half = rotary.dims // 2
+    angle = np.arange(x.shape[1])[:, None] * rotary.theta ** (-np.arange(half) / half)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    out = x.copy()
+    stop = rotary.start + rotary.dims
+    if rotary.pairing == "halves":
+        first, second = slice(rotary.start, rotary.start + half), slice(rotary.start + half, stop)
+    else:
+        first, second = slice(rotary.start, stop, 2), slice(rotary.start + 1, stop, 2)
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    return out

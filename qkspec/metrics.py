@@ -1,0 +1,274 @@
+"""The metrics of a head: each a pure function of its singular values, and METRICS, one line each."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.attention import DEFAULT_CONTEXT, MapIndices, effective_rank, map_indices, predicted_map
+from qkspec.qk import Array, Norm, QKLayer
+from qkspec.spectrum import Spectra, spectra
+
+F64 = NDArray[np.float64]
+
+DEFAULT_SIZES = (1, 2, 4, 8)  # the s of sec_s
+
+
+def sec(sigma: F64, s: int) -> F64:
+    """Return the spectral energy concentration SEC(d_q, s), equation 4: the share of Σσ² in the s largest.
+
+    Args:
+        sigma: (heads, d_q), largest first.
+        s: 1 ≤ s ≤ d_q.
+
+    Returns:
+        (heads,) between s/d_q and 1; NaN for an all-zero head and where s > d_q.
+    """
+    if not 1 <= s <= sigma.shape[1]:
+        return np.full(len(sigma), np.nan)
+    return np.asarray(_cumulative_shares(sigma)[:, s - 1])
+
+
+def star(d_q: int) -> int:
+    """Return s* = max(1, ⌈d_q/16⌉), the number of directions that the paper calls a few: 4 of 64."""
+    return max(1, math.ceil(d_q / 16))
+
+
+def directions_for(sigma: F64, share: float) -> F64:
+    """Return the least s with SEC(d_q, s) ≥ share, (heads,); NaN for an all-zero head."""
+    shares = _cumulative_shares(sigma)
+    shares[:, -1] = np.where(np.isnan(shares[:, -1]), np.nan, 1.0)  # rounding must not leave 0.99 unreached
+    return np.where(np.isnan(shares[:, -1]), np.nan, (shares >= share).argmax(axis=1) + 1.0)
+
+
+def frobenius(sigma: F64) -> F64:
+    """Return ‖M‖_F = √Σσ², (heads,)."""
+    top = _top(sigma)
+    return np.asarray(top * np.sqrt(np.sum(_relative(sigma) ** 2, axis=1)))
+
+
+def stable_rank(sigma: F64) -> F64:
+    """Return Σσ² / σ_1², (heads,), between 1 and d_q; NaN for an all-zero head."""
+    return np.where(_top(sigma) > 0, np.sum(_relative(sigma) ** 2, axis=1), np.nan)
+
+
+def spectral_effective_rank(sigma: F64) -> F64:
+    """Return exp of the entropy of σ²/Σσ², (heads,), between 1 and d_q; NaN for an all-zero head."""
+    return effective_rank(_relative(sigma) ** 2)
+
+
+def positive_fraction(eigenvalues: NDArray[np.complex128]) -> F64:
+    """Return the share of the d_q eigenvalues with a real part above zero, (heads,) (appendix O); NaN if not computed."""
+    known = np.isfinite(eigenvalues).all(axis=1)
+    return np.where(known, (eigenvalues.real > 0).mean(axis=1), np.nan)
+
+
+def logit_std(layer: QKLayer) -> F64:
+    """Return the standard deviation of a logit between independent tokens x ~ N(0, I), (heads,).
+
+    ‖diag(γ_q) M diag(γ_k)‖_F · scale with the input norms' gains folded in, by the two d_q x d_q Gram matrices. Under
+    QK-norm the projections have unit size whatever M is, and it is scale · ‖γ_q∘γ_k‖ of that norm's gains.
+
+    Returns:
+        (heads,) float64; NaN where the layer's ``unknown`` names the input norm, or the weights are not finite.
+    """
+    if layer.qk_norm is not None:
+        return _normalised_logit_std(layer)
+    if "input norm" in layer.unknown:
+        return np.full(layer.heads, np.nan)
+    group = layer.heads // layer.kv_heads
+    out = np.full(layer.heads, np.nan)
+    keys = [_gram(w, layer.k_input) for w in layer.k]
+    for h in range(layer.heads):
+        gram_q, size_q = _gram(layer.q[h], layer.q_input)
+        gram_k, size_k = keys[h // group]
+        out[h] = np.sqrt(max(float(np.sum(gram_q * gram_k)), 0.0)) * size_q * size_k * abs(layer.scale)
+    return out
+
+
+def mean_diagonal_logit(layer: QKLayer) -> F64:
+    """Return the mean logit of a token on itself, scale · trace(diag(γ) M diag(γ)), (heads,) (appendix C).
+
+    NaN in cross-attention, under QK-norm, and where the input norm is unknown.
+    """
+    out = np.full(layer.heads, np.nan)
+    if layer.q.shape[2] != layer.k.shape[2] or layer.qk_norm is not None or "input norm" in layer.unknown:
+        return out
+    gains = _gain(layer.q_input, layer.q.shape[2]) * _gain(layer.k_input, layer.k.shape[2])
+    group = layer.heads // layer.kv_heads
+    for h in range(layer.heads):
+        with np.errstate(over="ignore", invalid="ignore"):
+            w_k = layer.k[h // group].astype(np.float64) * gains
+            out[h] = np.einsum("ij,ij->", layer.q[h], w_k) * layer.scale
+    return np.where(np.isfinite(out), out, np.nan)
+
+
+@lru_cache(maxsize=256)
+def random_init(d: int, d_k: int, d_q: int, s: int, draws: int = 32) -> tuple[float, float, float]:
+    """Return what independent Gaussian W_q, W_k show: the 5th and 95th percentile of SEC(d_q, s), and the median rank.
+
+    The triangle of a Gaussian matrix's QR factorisation has a known law (Bartlett): chi variables on the diagonal and
+    normal ones above it, so no d x d_q matrix is drawn.
+
+    Args:
+        d, d_k: widths of the queries' and the keys' inputs.
+        d_q: width of a head.
+        s: of SEC.
+        draws: how many heads to draw.
+
+    Returns:
+        (low, high) of SEC(d_q, s) and the median effective rank.
+    """
+    rng = np.random.default_rng((d, d_k, d_q, s))
+    cores = np.stack([_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(draws)])
+    sigma = np.linalg.svd(cores, compute_uv=False)
+    low, high = np.quantile(sec(sigma, min(s, sigma.shape[1])), (0.05, 0.95))
+    return float(low), float(high), float(np.median(spectral_effective_rank(sigma)))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One module with what was computed of it, the argument of every metric."""
+
+    layer: QKLayer
+    spectra: Spectra
+    predicted: MapIndices
+    logit_std: F64
+    mean_diagonal: F64
+
+
+def facts(layer: QKLayer, *, seed: int = 0) -> Facts:
+    """Compute the spectra and the predicted map of one module. ``seed`` draws the tokens of the map."""
+    indices = map_indices(predicted_map(layer, seed=seed), causal=layer.causal)
+    if "input norm" in layer.unknown and layer.qk_norm is None:
+        indices = MapIndices(*(np.full(layer.heads, np.nan) for _ in range(4)))
+    return Facts(layer, spectra(layer.q, layer.k), indices, logit_std(layer), mean_diagonal_logit(layer))
+
+
+def freezing_ratio(std: F64, context: int | None) -> F64:
+    """Return κ = logit std / √(2 ln T): at 1 a row of T Gaussian logits freezes onto a few tokens."""
+    return np.asarray(std / np.sqrt(2 * np.log(max(context or DEFAULT_CONTEXT, 2))))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column: its name, what it is in a sentence, where that comes from, and how it is computed from Facts."""
+
+    name: str
+    meaning: str
+    source: str
+    compute: Callable[[Facts], F64]
+
+
+METRICS = (
+    Metric("sigma1", "largest singular value of M = W_q'W_k", "Theorem 1", lambda f: f.spectra.sigma[:, 0]),
+    Metric("sigma2", "second singular value of M", "Theorem 1", lambda f: _second(f.spectra.sigma)),
+    Metric("frobenius", "‖M‖_F, the root of the summed squares of the singular values", "", lambda f: frobenius(f.spectra.sigma)),
+    Metric("stable_rank", "Σσ² / σ_1²", "", lambda f: stable_rank(f.spectra.sigma)),
+    Metric("effective_rank", "exp of the entropy of the shares σ²/Σσ²", "after Roy & Vetterli 2007, with σ² for σ", lambda f: spectral_effective_rank(f.spectra.sigma)),
+    Metric("s90", "least s with SEC(d_q, s) ≥ 0.9", "equation 4", lambda f: directions_for(f.spectra.sigma, 0.9)),
+    Metric("s99", "least s with SEC(d_q, s) ≥ 0.99", "equation 4", lambda f: directions_for(f.spectra.sigma, 0.99)),
+    Metric("sec_star", "SEC(d_q, s*) with s* = max(1, ⌈d_q/16⌉), the paper's 4 at d_q = 64", "equation 4", lambda f: sec(f.spectra.sigma, star(f.layer.d_q))),
+    Metric("trace", "trace of M", "appendix C", lambda f: f.spectra.trace),
+    Metric("positive_fraction", "share of the d_q eigenvalues of M with a positive real part", "appendix O", lambda f: positive_fraction(f.spectra.eigenvalues)),
+    Metric("sigma1_wq", "spectral norm of W_q", "equation 1", lambda f: f.spectra.sigma1_q),
+    Metric("sigma1_wk", "spectral norm of W_k", "equation 1", lambda f: np.repeat(f.spectra.sigma1_k, f.layer.heads // f.layer.kv_heads)),
+    Metric("logit_std", "standard deviation of a logit for independent x ~ N(0, I) behind the input norm", "appendix D", lambda f: f.logit_std),
+    Metric("freezing_ratio", "κ = logit std / √(2 ln T); a row of logits freezes near 1", "random energy model", lambda f: freezing_ratio(f.logit_std, f.layer.context)),
+    Metric("mean_diagonal", "mean logit of a token on itself, scale · trace(M) with the gains folded in", "appendix C", lambda f: f.mean_diagonal),
+    Metric("predicted_entropy", "mean row entropy / ln(row length) of the map that the weights predict", "figure 3", lambda f: f.predicted.entropy),
+    Metric("predicted_rank", "effective rank / tokens of the predicted map", "figure 3", lambda f: f.predicted.rank),
+    Metric("predicted_diagonal", "mean mass on the diagonal of the predicted map", "figure 3", lambda f: f.predicted.diagonal),
+    Metric("predicted_columns", "distinct arg-max columns / tokens of the predicted map", "figure 3", lambda f: f.predicted.columns),
+)  # fmt: skip
+
+
+def sec_metrics(sizes: Sequence[int]) -> tuple[Metric, ...]:
+    """Return one metric sec_s for each s of sizes."""
+    return tuple(
+        Metric(f"sec_{s}", f"SEC(d_q, {s}), the share of Σσ² in the {s} largest", "equation 4", _sec_of(s)) for s in sizes
+    )
+
+
+def names(sizes: Sequence[int] = DEFAULT_SIZES) -> tuple[str, ...]:
+    """Return the metric columns in the order of heads.csv."""
+    ordered = [metric.name for metric in METRICS]
+    at = ordered.index("s99") + 1
+    return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:])
+
+
+def measure(layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int = 0) -> tuple[dict[str, F64], F64]:
+    """Compute every metric of one module.
+
+    Args:
+        layer: the module.
+        sizes: the s of sec_s.
+        seed: of the predicted map's tokens.
+
+    Returns:
+        {metric: (heads,) float64} in the order of ``names``, and sigma (heads, d_q).
+    """
+    known = facts(layer, seed=seed)
+    values = {metric.name: metric.compute(known) for metric in (*METRICS, *sec_metrics(sizes))}
+    return {name: values[name] for name in names(sizes)}, known.spectra.sigma
+
+
+def _sec_of(s: int) -> Callable[[Facts], F64]:
+    return lambda f: sec(f.spectra.sigma, s)
+
+
+def _second(sigma: F64) -> F64:
+    return np.full(len(sigma), np.nan) if sigma.shape[1] < 2 else np.asarray(sigma[:, 1])
+
+
+def _top(sigma: F64) -> F64:
+    return np.asarray(sigma[:, 0])
+
+
+def _relative(sigma: F64) -> F64:
+    """Return σ/σ_1 (heads, d_q), whose squares neither overflow nor vanish together; zeros stay zero."""
+    top = sigma[:, :1]
+    return np.asarray(sigma / np.where(top == 0, 1.0, top))
+
+
+def _cumulative_shares(sigma: F64) -> F64:
+    energy = np.cumsum(_relative(sigma) ** 2, axis=1)
+    total = energy[:, -1:]
+    return np.asarray(np.minimum(energy / np.where(total > 0, total, np.nan), 1.0))
+
+
+def _gain(norm: Norm | None, d: int) -> F64:
+    return np.ones(d) if norm is None or norm.gain is None else norm.gain.astype(np.float64)
+
+
+def _gram(w: Array, norm: Norm | None) -> tuple[F64, float]:
+    """Return ((W γ)(W γ)' / size², size) for w (d_q, d): (d_q, d_q) float64, NaN if w is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded = w.astype(np.float64) * _gain(norm, w.shape[1])
+        size = max(float(folded.max()), -float(folded.min()))
+        unit = folded / (size if np.isfinite(size) and size > 0 else 1.0)
+        return unit @ unit.T, size
+
+
+def _normalised_logit_std(layer: QKLayer) -> F64:
+    assert layer.qk_norm is not None
+    norm = layer.qk_norm
+    ones = np.ones((layer.heads, layer.d_q))
+    gain_q = ones if norm.q_gain is None else norm.q_gain.astype(np.float64)
+    gain_k = ones if norm.k_gain is None else np.repeat(norm.k_gain.astype(np.float64), layer.heads // layer.kv_heads, 0)
+    size = np.sqrt(np.sum((gain_q * gain_k) ** 2, axis=1))
+    if norm.kind == "l2":  # unit vectors: each coordinate has variance 1/d_q
+        size = size / layer.d_q
+    scale = layer.scale if norm.temperature is None else norm.temperature.astype(np.float64)
+    return np.asarray(np.abs(scale) * size)
+
+
+def _bartlett(rng: np.random.Generator, d: int, d_q: int) -> F64:
+    """Draw R (min(d, d_q), d_q) of the QR factorisation of a d x d_q standard normal matrix."""
+    rank = min(d, d_q)
+    r = np.triu(rng.standard_normal((rank, d_q)), k=1)
+    r[np.arange(rank), np.arange(rank)] = np.sqrt(rng.chisquare(d - np.arange(rank)))
+    return r

@@ -1,0 +1,187 @@
+"""Theorem 1 as a judgement: a head is malignant when its spectrum is concentrated AND large AND its map sparse and low-rank.
+
+The theorem gives no numbers ("≈ 1", "≪ d_q", "very large"); Limits does. Concentration alone separates nothing, since
+healthy trained heads are concentrated too, so the conditions are judged as the conjunction that the theorem states.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.errors import UsageError
+from qkspec.readings import Readings
+
+F64 = NDArray[np.float64]
+Truth = NDArray[np.bool_]
+
+
+class Verdict(Enum):
+    """The classes of a head, gravest first. The value is the word in every file, ``meaning`` the sentence beside it."""
+
+    BROKEN = "broken"
+    MALIGNANT = "malignant"
+    DEAD = "dead"
+    SHARP = "sharp"
+    LARGE = "large"
+    CONCENTRATED = "concentrated"
+    BENIGN = "benign"
+    UNJUDGED = "unjudged"
+    NOT_APPLICABLE = "not applicable"
+    HEALTHY = "healthy"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for a report."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Verdict.BROKEN: "weights hold NaN or Inf",
+    Verdict.MALIGNANT: "concentrated and large, its map sparse yet low-rank: malignant entropy collapse (Theorem 1)",
+    Verdict.DEAD: "W_q'W_k is zero: every token attends to all alike",
+    Verdict.SHARP: "large and its map sparse, but not of low rank: peaked attention, not collapsed",
+    Verdict.LARGE: "logits large enough to freeze the softmax; the map is not sparse yet",
+    Verdict.CONCENTRATED: "spectral energy in a few directions, logits still small: one of Theorem 1's two conditions",
+    Verdict.BENIGN: "the map is close to the identity: benign collapse, the layer acts as a linear map",
+    Verdict.UNJUDGED: "a quantity that the verdict needs could not be computed",
+    Verdict.NOT_APPLICABLE: "no softmax over x'Mx (linear attention or QK-norm): the bare spectrum does not bound the logits",
+    Verdict.HEALTHY: "every condition was measured and none holds",
+}
+
+GRAVITY = tuple(Verdict)  # the order of the enum, for sorting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers that Theorem 1 leaves open; defaults from small GPT and ViT runs with their maps measured.
+
+    Args:
+        effective_rank: concentrated at or below this many directions (and below half of what random weights show).
+        sec: if set, SEC(d_q, s*) at or above it also counts as concentrated, with s* = max(1, ⌈d_q/16⌉), the paper's 4 at
+            d_q = 64; the paper's strict value is 0.99.
+        freezing: large at or above this κ = logit std / √(2 ln T).
+        certain: κ from which a frozen row is expected.
+        entropy: the predicted map is sparse at or below this mean row entropy / ln T.
+        map_rank: the predicted map is of low rank at or below this effective rank / T.
+        diagonal: the predicted map is diagonal at or above this mean mass on the diagonal.
+    """
+
+    effective_rank: float = 2.5
+    sec: float | None = None
+    freezing: float = 0.45
+    certain: float = 1.0
+    entropy: float = 0.8
+    map_rank: float = 0.4
+    diagonal: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (isinstance(value, bool) or not math.isfinite(value) or value < 0):
+                raise UsageError(f"limit {field.name} is {value!r}: give a number that is not negative")
+        for name in ("sec", "entropy", "map_rank", "diagonal"):
+            value = getattr(self, name)
+            if value is not None and value > 1:
+                raise UsageError(f"limit {name} is {value!r}: it lies between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a verdict: what was measured, against which limit, and whether it holds (None: not measured)."""
+
+    name: str
+    metric: str
+    value: float | None
+    sign: str
+    limit: float
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class _Test:
+    name: str
+    metric: str
+    sign: str
+    values: F64
+    limits: F64
+
+    def holds(self) -> Truth:
+        """Whether the condition is proven; NaN is not."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.values <= self.limits if self.sign == "<=" else self.values >= self.limits)
+
+    def known(self) -> Truth:
+        return np.isfinite(self.values)
+
+
+def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank: F64) -> NDArray[np.object_]:
+    """Return the Verdict of every row.
+
+    A head is healthy only if every quantity was measured and no condition holds; what could not be measured is unjudged.
+
+    Args:
+        readings: the table.
+        limits: thresholds.
+        applicable: (rows,) False where Theorem 1 does not apply (linear attention, QK-norm).
+        random_rank: (rows,) median effective rank of random weights of the head's shape.
+
+    Returns:
+        (rows,) Verdict objects.
+    """
+    tests = {test.name: test for test in _tests(readings, limits, random_rank)}
+    holds = {name: test.holds() for name, test in tests.items()}
+    concentrated = holds["concentrated"] | holds.get("concentrated by SEC", np.zeros(len(readings), dtype=bool))
+    large, sparse, low_rank, diagonal = (holds[name] for name in ("large", "sparse", "low rank", "diagonal"))
+    known = np.logical_and.reduce([test.known() for test in tests.values() if test.metric != "sec_star"])
+    sigma1 = readings.metric("sigma1")
+
+    verdict = np.full(len(readings), Verdict.UNJUDGED, dtype=object)
+    verdict[known] = Verdict.HEALTHY
+    verdict[concentrated & known] = Verdict.CONCENTRATED
+    verdict[large & known] = Verdict.LARGE
+    verdict[~applicable & known] = Verdict.NOT_APPLICABLE
+    verdict[~applicable & large & ~sparse] = Verdict.LARGE
+    verdict[large & sparse] = Verdict.SHARP
+    verdict[applicable & concentrated & large & sparse & low_rank] = Verdict.MALIGNANT
+    verdict[sparse & diagonal & ~(low_rank & concentrated)] = Verdict.BENIGN
+    verdict[sigma1 == 0] = Verdict.DEAD
+    verdict[~np.isfinite(sigma1)] = Verdict.BROKEN
+    return verdict
+
+
+def evidence(readings: Readings, limits: Limits, row: int, random_rank: float) -> tuple[Condition, ...]:
+    """Return every condition behind one row's verdict, with its value and its limit."""
+    one = readings.where(np.arange(len(readings)) == row)
+    return tuple(
+        Condition(
+            test.name,
+            test.metric,
+            float(test.values[0]) if test.known()[0] else None,
+            test.sign,
+            float(test.limits[0]),
+            bool(test.holds()[0]) if test.known()[0] else None,
+        )
+        for test in _tests(one, limits, np.array([random_rank]))
+    )
+
+
+def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
+    rows = len(readings)
+
+    def at(limit: float) -> F64:
+        return np.full(rows, float(limit))
+
+    rank = np.minimum(limits.effective_rank, np.maximum(random_rank / 2, 1.0))
+    tests = [
+        _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),
+        _Test("large", "freezing_ratio", ">=", readings.metric("freezing_ratio"), at(limits.freezing)),
+        _Test("sparse", "predicted_entropy", "<=", readings.metric("predicted_entropy"), at(limits.entropy)),
+        _Test("low rank", "predicted_rank", "<=", readings.metric("predicted_rank"), at(limits.map_rank)),
+        _Test("diagonal", "predicted_diagonal", ">=", readings.metric("predicted_diagonal"), at(limits.diagonal)),
+    ]
+    if limits.sec is not None:
+        tests.insert(1, _Test("concentrated by SEC", "sec_star", ">=", readings.metric("sec_star"), at(limits.sec)))
+    return tests

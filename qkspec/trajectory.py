@@ -1,0 +1,147 @@
+"""Heads over steps: how fast σ_1 grows, when a head turned, and what that says of the run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.readings import NO_STEP, Column, Readings
+
+F64 = NDArray[np.float64]
+Truth = NDArray[np.bool_]
+
+SURGE = 0.1  # growth of ln σ_1 a step: 0.2-0.7 in runs that were lost, below 0.1 in nearly all sound ones
+LOST, WARNED = 0.5, 0.25  # shares of heads that are concentrated and large
+
+
+def growth(steps: NDArray[np.int64], sigma1: F64) -> F64:
+    """Return the growth of ln σ_1 a step between consecutive checkpoints, the quantity that Rule 1 bounds by ln(1 + τ).
+
+    Args:
+        steps: (n,) increasing.
+        sigma1: (n, heads).
+
+    Returns:
+        (n - 1, heads); NaN where a value is missing or not positive, or the steps do not increase.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(sigma1)
+        gap = np.diff(steps).astype(np.float64)
+        rate = np.diff(logs, axis=0) / np.where(gap > 0, gap, np.nan)[:, None]
+    return np.where(np.isfinite(rate), rate, np.nan)
+
+
+def first(steps: NDArray[np.int64], condition: Truth) -> F64:
+    """Return the first step at which each head's condition holds, (heads,); NaN where it never does.
+
+    Args:
+        steps: (n,).
+        condition: (n, heads).
+    """
+    return np.where(condition.any(axis=0), steps[condition.argmax(axis=0)].astype(np.float64), np.nan)
+
+
+def settled(steps: NDArray[np.int64], condition: Truth) -> F64:
+    """Return the step from which each head's condition holds to the end, (heads,); NaN where it does not hold there."""
+    held = np.logical_and.accumulate(condition[::-1], axis=0)[::-1]
+    return first(steps, held)
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """The rows of one run as (checkpoints, heads), for trajectories.
+
+    Args:
+        checkpoints: names in step order.
+        steps: (checkpoints,) the step, or the checkpoint's number where steps are not known.
+        heads: (module, head) of each column.
+        row, column: (rows,) where each row of the readings stands.
+    """
+
+    checkpoints: tuple[str, ...]
+    steps: NDArray[np.int64]
+    heads: tuple[tuple[str, int], ...]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, readings: Readings) -> "HeadTable":
+        """Index the rows of one run."""
+        checkpoints = {name: i for i, name in enumerate(dict.fromkeys(readings["checkpoint"].tolist()))}
+        pairs = list(zip(readings["module"].tolist(), readings["head"].tolist(), strict=True))
+        heads = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+        row = np.array([checkpoints[name] for name in readings["checkpoint"].tolist()], dtype=np.int64)
+        steps = np.arange(len(checkpoints), dtype=np.int64)
+        known = readings["step"] != NO_STEP
+        if known.all():
+            steps[row] = readings["step"]
+        column = np.array([heads[pair] for pair in pairs], dtype=np.int64)
+        return cls(tuple(checkpoints), steps, tuple(heads), row, column)
+
+    def spread(self, values: Column | NDArray[np.bool_], fill: float | bool = float("nan")) -> NDArray[np.generic]:  # noqa: FBT001
+        """Lay a column out as (checkpoints, heads); ``fill`` stands where a checkpoint lacks a head."""
+        out = np.full((len(self.checkpoints), len(self.heads)), fill, dtype=values.dtype)
+        out[self.row, self.column] = values
+        return out
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run's heads say together, at its last checkpoint and on the way.
+
+    Args:
+        verdict: "broken" (NaN or Inf weights), "lost", "warned", "sound", or "unjudged" when nothing could be judged.
+        share: of the judged heads that are concentrated and large at the last checkpoint.
+        malignant: heads that are malignant at the last checkpoint.
+        turned: the step at which the first head turned malignant, or None.
+        surge: the first step by which the median head's ln σ_1 had grown by SURGE a step, or None.
+    """
+
+    verdict: str
+    share: float
+    malignant: int
+    turned: int | None
+    surge: int | None
+
+
+def run_state(
+    steps: NDArray[np.int64], sigma1: F64, *, malignant: Truth, both: Truth, judged: Truth, broken: Truth
+) -> RunState:
+    """Judge a run by its heads: the share that is concentrated and large, never the mean of heads.
+
+    Args:
+        steps: (n,) increasing.
+        sigma1: (n, heads).
+        malignant, broken: (n, heads) verdicts.
+        both: (n, heads) concentrated and large.
+        judged: (n, heads) verdict other than unjudged, broken or not applicable.
+    """
+    last = judged[-1]
+    share = float(both[-1][last].mean()) if last.any() else float("nan")
+    bad = int(malignant[-1].sum())
+    if broken[-1].any():
+        verdict = "broken"
+    elif np.isnan(share):
+        verdict = "unjudged"
+    elif share >= LOST:
+        verdict = "lost"
+    elif share >= WARNED or bad:
+        verdict = "warned"
+    else:
+        verdict = "sound"
+    turned = first(steps, malignant)
+    return RunState(verdict, share, bad, _least(turned), _surge(steps, sigma1))
+
+
+def _surge(steps: NDArray[np.int64], sigma1: F64) -> int | None:
+    rates = growth(steps, sigma1)
+    for step, row in zip(steps[1:], rates, strict=True):
+        known = row[np.isfinite(row)]
+        if known.size and np.median(known) >= SURGE:
+            return int(step)
+    return None
+
+
+def _least(values: F64) -> int | None:
+    known = values[np.isfinite(values)]
+    return int(known.min()) if known.size else None
