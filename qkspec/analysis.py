@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkspec import __version__, engine, metrics, theorem, trajectory
+from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.sequence import Run, Source, find_runs
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError, QkspecError
@@ -187,9 +188,7 @@ def measure(checkpoint: Checkpoint, settings: Settings, *, run: str = "", source
 
 def plan_for(checkpoint: Checkpoint, settings: Settings) -> Plan:
     """Find the attention modules of a checkpoint by the settings' layout and head counts."""
-    return plan(
-        checkpoint, layout=settings.layout, num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads
-    )
+    return plan(checkpoint, layout=settings.layout, num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads)
 
 
 def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
@@ -235,9 +234,7 @@ def assemble(
     """Judge readings by limits; a saved report's readings enter here again."""
     random_rank = _random_ranks(readings)
     verdicts = theorem.classify(readings, limits, applicable, random_rank)
-    states = {
-        run: run_state(readings.where(mask), verdicts[mask], limits) for run, mask in readings.groups("run")
-    }
+    states = {run: run_state(readings.where(mask), verdicts[mask], limits) for run, mask in readings.groups("run")}
     return Report(
         readings, verdicts, limits, random_rank, applicable, states, checkpoints, skipped, spectra, provenance()
     )
@@ -250,14 +247,14 @@ def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits)
     return trajectory.run_state(
         table.steps,
         table.spread(readings.metric("sigma1")),
-        malignant=table.spread(verdicts == Verdict.MALIGNANT, fill=False),
+        malignant=table.spread(np.asarray(verdicts == Verdict.MALIGNANT, dtype=bool), fill=0),
         both=table.spread(
             (readings.metric("effective_rank") <= limits.effective_rank)
             & (readings.metric("freezing_ratio") >= limits.freezing),
-            fill=False,
+            fill=0,
         ),
-        judged=table.spread(~np.isin(verdicts, unjudged), fill=False),
-        broken=table.spread(verdicts == Verdict.BROKEN, fill=False),
+        judged=table.spread(np.array([verdict not in unjudged for verdict in verdicts]), fill=0),
+        broken=table.spread(np.asarray(verdicts == Verdict.BROKEN, dtype=bool), fill=0),
     )
 
 
@@ -304,16 +301,14 @@ def _measure_module(checkpoint: Checkpoint, found: Plan, module: Module, setting
     if layer.context is None:
         layer = replace(layer, context=settings.context)
         if settings.context is None:
-            remarks = (*remarks, f"context length not in the config: {metrics.DEFAULT_CONTEXT} tokens assumed for κ")
+            remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
     values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed)
     return _Part(module, values, sigma, layer.softmax and layer.qk_norm is None, remarks)
 
 
-def _gather(
-    checkpoint: Checkpoint, found: Plan, parts: Sequence[_Part], settings: Settings, run: str
-) -> Measured:
+def _gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[_Part], settings: Settings, run: str) -> Measured:
     good = [part for part in parts if part.sigma is not None]
     tables = [_table(checkpoint, part, settings, run) for part in good]
     applicable = [np.full(len(table), part.applicable) for table, part in zip(tables, good, strict=True)]

@@ -1,7 +1,7 @@
 """Attention maps: their entropy, rank and diagonal, and the map that the weights alone predict.
 
-Rows are queries and each row sums to one. Tokens of a predicted map are independent x ~ N(0, I), normalised and projected
-as the model does; real hidden states are not isotropic, so predicted entropies lie above measured ones.
+Rows are queries and each row sums to one. Tokens of a predicted map are independent x ~ N(0, I), normalised and
+projected as the model does; real hidden states are not isotropic, so predicted entropies lie above measured ones.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class MapIndices:
 
     Args:
         entropy: (heads,) mean over rows of the row entropy / ln(its length), in [0, 1]; rows of one token are left out.
-        rank: (heads,) effective rank (exp of the entropy of the squared singular values' shares) / tokens, in (0, 1].
+        rank: (heads,) effective rank (of the squared singular values) / tokens, in (0, 1].
         diagonal: (heads,) mean mass on the diagonal, in [0, 1].
         columns: (heads,) distinct arg-max columns / tokens, in (0, 1].
     """

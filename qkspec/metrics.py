@@ -114,7 +114,8 @@ def random_init(d: int, d_k: int, d_q: int, s: int, draws: int = 32) -> tuple[fl
     normal ones above it, so no d x d_q matrix is drawn.
 
     Args:
-        d, d_k: widths of the queries' and the keys' inputs.
+        d: width of the queries' input.
+        d_k: width of the keys' input.
         d_q: width of a head.
         s: of SEC.
         draws: how many heads to draw.
@@ -124,7 +125,7 @@ def random_init(d: int, d_k: int, d_q: int, s: int, draws: int = 32) -> tuple[fl
     """
     rng = np.random.default_rng((d, d_k, d_q, s))
     cores = np.stack([_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(draws)])
-    sigma = np.linalg.svd(cores, compute_uv=False)
+    sigma: F64 = np.asarray(np.linalg.svd(cores, compute_uv=False), dtype=np.float64)
     low, high = np.quantile(sec(sigma, min(s, sigma.shape[1])), (0.05, 0.95))
     return float(low), float(high), float(np.median(spectral_effective_rank(sigma)))
 
@@ -189,7 +190,8 @@ METRICS = (
 def sec_metrics(sizes: Sequence[int]) -> tuple[Metric, ...]:
     """Return one metric sec_s for each s of sizes."""
     return tuple(
-        Metric(f"sec_{s}", f"SEC(d_q, {s}), the share of Σσ² in the {s} largest", "equation 4", _sec_of(s)) for s in sizes
+        Metric(f"sec_{s}", f"SEC(d_q, {s}), the share of Σσ² in the {s} largest", "equation 4", _sec_of(s))
+        for s in sizes
     )
 
 
@@ -258,7 +260,9 @@ def _normalised_logit_std(layer: QKLayer) -> F64:
     norm = layer.qk_norm
     ones = np.ones((layer.heads, layer.d_q))
     gain_q = ones if norm.q_gain is None else norm.q_gain.astype(np.float64)
-    gain_k = ones if norm.k_gain is None else np.repeat(norm.k_gain.astype(np.float64), layer.heads // layer.kv_heads, 0)
+    gain_k = (
+        ones if norm.k_gain is None else np.repeat(norm.k_gain.astype(np.float64), layer.heads // layer.kv_heads, 0)
+    )
     size = np.sqrt(np.sum((gain_q * gain_k) ** 2, axis=1))
     if norm.kind == "l2":  # unit vectors: each coordinate has variance 1/d_q
         size = size / layer.d_q

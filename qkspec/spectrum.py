@@ -41,8 +41,8 @@ class Spectra:
 def singular_values(q: Array, k: Array) -> F64:
     """Return the singular values of W_q'W_k for every query head, largest first.
 
-    With the thin factorisations W_q' = A R and W_k' = B S, the product is A (R S') B'. A and B have orthonormal columns,
-    so the d_q x d_q core R S' has the nonzero singular values of the d x d' product.
+    With the thin factorisations W_q' = A R and W_k' = B S, the product is A (R S') B'. A and B have orthonormal
+    columns, so the d_q x d_q core R S' has the nonzero singular values of the d x d' product.
 
     Args:
         q: (heads, d_q, d) query projections.
@@ -109,7 +109,7 @@ def _pairs(q: Array, k: Array) -> Iterator[_Pair]:
         if not np.isfinite(size_k) or not queries:
             continue
         # The order of the d_q coordinates does not change M. Largest first makes the triangles graded, and then the
-        # least singular values of the core keep their digits: 4e-8 became 6e-16 on a planted spectrum of condition 1e13.
+        # least singular values of the core keep their digits: 4e-8 became 6e-16 on a planted condition of 1e13.
         weight = _row_norms(w_k) * np.sqrt(sum(_row_norms(w_q) ** 2 for _, w_q, _ in queries))
         order = np.argsort(-weight, kind="stable")
         w_k = w_k[order]
@@ -150,7 +150,7 @@ def _core_values(r: F64, s: F64) -> F64:
 
 
 def _top_singular_value(r: F64) -> float:
-    """Return the spectral norm of r (r, d_q): the root of the top eigenvalue of r r', for which a Gram matrix is exact."""
+    """Return the spectral norm of r (r, d_q): for the top eigenvalue alone a Gram matrix is exact."""
     n = r.shape[0]
     top, _, _, _, info = lapack.dsyevr(r @ r.T, compute_v=0, range="I", il=n, iu=n)
     if info != 0:

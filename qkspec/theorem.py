@@ -1,4 +1,4 @@
-"""Theorem 1 as a judgement: a head is malignant when its spectrum is concentrated AND large AND its map sparse and low-rank.
+"""Theorem 1 as a judgement: malignant is a spectrum concentrated and large, with a map sparse and low-rank.
 
 The theorem gives no numbers ("≈ 1", "≪ d_q", "very large"); Limits does. Concentration alone separates nothing, since
 healthy trained heads are concentrated too, so the conditions are judged as the conjunction that the theorem states.
@@ -47,7 +47,7 @@ _MEANINGS = {
     Verdict.CONCENTRATED: "spectral energy in a few directions, logits still small: one of Theorem 1's two conditions",
     Verdict.BENIGN: "the map is close to the identity: benign collapse, the layer acts as a linear map",
     Verdict.UNJUDGED: "a quantity that the verdict needs could not be computed",
-    Verdict.NOT_APPLICABLE: "no softmax over x'Mx (linear attention or QK-norm): the bare spectrum does not bound the logits",
+    Verdict.NOT_APPLICABLE: "linear attention or QK-norm: the bare spectrum does not bound the logits",
     Verdict.HEALTHY: "every condition was measured and none holds",
 }
 
@@ -60,8 +60,8 @@ class Limits:
 
     Args:
         effective_rank: concentrated at or below this many directions (and below half of what random weights show).
-        sec: if set, SEC(d_q, s*) at or above it also counts as concentrated, with s* = max(1, ⌈d_q/16⌉), the paper's 4 at
-            d_q = 64; the paper's strict value is 0.99.
+        sec: if set, SEC(d_q, s*) at or above it also counts as concentrated, with s* = max(1, ⌈d_q/16⌉), the
+            paper's 4 at d_q = 64; the paper's strict value is 0.99.
         freezing: large at or above this κ = logit std / √(2 ln T).
         certain: κ from which a frozen row is expected.
         entropy: the predicted map is sparse at or below this mean row entropy / ln T.
@@ -120,7 +120,7 @@ class _Test:
 def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank: F64) -> NDArray[np.object_]:
     """Return the Verdict of every row.
 
-    A head is healthy only if every quantity was measured and no condition holds; what could not be measured is unjudged.
+    A head is healthy only if every quantity was measured and no condition holds; otherwise it is unjudged.
 
     Args:
         readings: the table.

@@ -1,14 +1,17 @@
 """Heads over steps: how fast σ_1 grows, when a head turned, and what that says of the run."""
 
+import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec.readings import NO_STEP, Column, Readings
+from qkspec.readings import NO_STEP, Readings
 
 F64 = NDArray[np.float64]
 Truth = NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 SURGE = 0.1  # growth of ln σ_1 a step: 0.2-0.7 in runs that were lost, below 0.1 in nearly all sound ones
 LOST, WARNED = 0.5, 0.25  # shares of heads that are concentrated and large
@@ -78,7 +81,7 @@ class HeadTable:
         column = np.array([heads[pair] for pair in pairs], dtype=np.int64)
         return cls(tuple(checkpoints), steps, tuple(heads), row, column)
 
-    def spread(self, values: Column | NDArray[np.bool_], fill: float | bool = float("nan")) -> NDArray[np.generic]:  # noqa: FBT001
+    def spread(self, values: NDArray[Scalar], *, fill: float = math.nan) -> NDArray[Scalar]:
         """Lay a column out as (checkpoints, heads); ``fill`` stands where a checkpoint lacks a head."""
         out = np.full((len(self.checkpoints), len(self.heads)), fill, dtype=values.dtype)
         out[self.row, self.column] = values
@@ -112,7 +115,8 @@ def run_state(
     Args:
         steps: (n,) increasing.
         sigma1: (n, heads).
-        malignant, broken: (n, heads) verdicts.
+        malignant: (n, heads) verdicts.
+        broken: (n, heads) verdicts.
         both: (n, heads) concentrated and large.
         judged: (n, heads) verdict other than unjudged, broken or not applicable.
     """

@@ -1,0 +1,113 @@
+"""The command line: parse, delegate, exit code. One module a command; heavy imports wait inside each."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from qkspec.clean import clean
+from qkspec.cli import analyze, explain, gate, inspect, train
+from qkspec.engine import one_blas_thread
+from qkspec.errors import QkspecError
+
+app = typer.Typer(
+    name="qkspec",
+    help="Spectra of W_q'W_k of Transformer checkpoints: diagnosis, a CI gate, and training without warmup (AdamW²).",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = (
+    ("analyze", analyze.analyze),
+    ("gate", gate.gate),
+    ("inspect", inspect.inspect),
+    ("train", train.train),
+    ("explain", explain.explain),
+)
+
+for _name, _command in COMMANDS:
+    app.command(_name)(_command)
+
+# Typer carries its own Click and exports one of its usage errors: the base of that class is every error of the parser.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        from qkspec import __version__
+
+        typer.echo(f"qkspec {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["QKSPEC_DEBUG"] = "1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code of cli.md; the only place where an error is printed."""
+    one_blas_thread()
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(argv, debug=debug)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(argv: Sequence[str] | None, *, debug: bool) -> int:  # noqa: PLR0911 - one return an outcome
+    try:
+        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        sys.stdout.flush()
+    except QkspecError as error:
+        return _fail(error, error.exit_code, debug=debug)
+    except _ParserError as error:
+        return _fail(f"{error.format_message()} (see qkspec --help)", 2, debug=debug)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        return 130
+    except _Terminated:
+        _say("terminated")
+        return 143
+    except BrokenPipeError:
+        # The reader of stdout went away. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 4, debug=debug)
+    except MemoryError as error:
+        return _fail("out of memory: use fewer workers, or a machine with more", 4, debug=debug and bool(error))
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug becomes one line and exit code 4
+        return _fail(f"internal error, please report: {type(error).__name__}: {error}", 4, debug=debug)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: object, code: int, *, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    _say(f"error: {clean(message, limit=1000)}")
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201 - the one place that speaks
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+    raise _Terminated

@@ -1,0 +1,86 @@
+"""``qkspec analyze``: measure every head of every checkpoint, judge them, print the summary, write the report."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qkspec.cli.options import (
+    Context,
+    Heads,
+    Layers,
+    LayoutFile,
+    LimitOptions,
+    NoProgress,
+    NumHeads,
+    NumKvHeads,
+    Paths,
+    Quiet,
+    Sizes,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from qkspec.analysis import Report
+
+
+class OutputFormat(StrEnum):
+    """What ``--format`` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+def analyze(
+    paths: Paths,
+    *,
+    sizes: Sizes = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    num_heads: NumHeads = None,
+    num_kv_heads: NumKvHeads = None,
+    context: Context = None,
+    layout: LayoutFile = None,
+    limit: LimitOptions = None,
+    workers: Workers = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report directory here.")] = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="Of what goes to stdout.")
+    ] = OutputFormat.TABLE,
+    plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf, for -o.")] = "png",
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Measure every head of every checkpoint, judge them by Theorem 1, and print the summary."""
+    from qkspec.cli.measuring import measure
+    from qkspec.cli.settings import Flags, load_file
+
+    flags = Flags(sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers)
+    report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress)
+    if out is not None:
+        from qkspec.reports.directory import write_directory
+
+        write_directory(report, out, plot_format=plot_format)
+    show(report, output_format)
+
+
+def show(report: "Report", output_format: OutputFormat) -> None:
+    """Print a report to stdout in one of the formats."""
+    if output_format is OutputFormat.TABLE:
+        from rich.console import Console
+
+        from qkspec.reports.table import render
+
+        render(report, Console())
+        return
+    if output_format is OutputFormat.JSON:
+        from qkspec.reports.jsonfile import write
+    elif output_format is OutputFormat.CSV:
+        from qkspec.reports.csvfile import write
+    else:
+        from qkspec.reports.markdown import write
+    write(report, sys.stdout)

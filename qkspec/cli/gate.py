@@ -1,0 +1,115 @@
+"""``qkspec gate``: hold checkpoints, or a saved report, against thresholds."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qkspec.clean import clean
+from qkspec.cli.options import (
+    Context,
+    Heads,
+    Layers,
+    LayoutFile,
+    LimitOptions,
+    NoProgress,
+    NumHeads,
+    NumKvHeads,
+    Paths,
+    Quiet,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qkspec.gate import Outcome, Policy
+
+SHOWN = 20
+
+
+def gate(
+    paths: Paths,
+    *,
+    max_sec: Annotated[float | None, typer.Option("--max-sec", help="Largest SEC(d_q, s) allowed, 0 to 1.")] = None,
+    s: Annotated[int | None, typer.Option("-s", help="The s of --max-sec. Default: 4.")] = None,
+    max_sigma1: Annotated[float | None, typer.Option("--max-sigma1", help="Largest σ1(W_q'W_k) allowed.")] = None,
+    max_freezing: Annotated[
+        float | None, typer.Option("--max-freezing", help="Largest freezing ratio κ allowed.")
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option("--fail-on", help="Verdict that no head may have; repeatable (malignant, broken, ...)."),
+    ] = None,
+    last: Annotated[bool | None, typer.Option("--last", help="Only the last checkpoint of each run.")] = None,
+    allow_skipped: Annotated[
+        bool | None, typer.Option("--allow-skipped", help="Pass although some input could not be measured.")
+    ] = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    num_heads: NumHeads = None,
+    num_kv_heads: NumKvHeads = None,
+    context: Context = None,
+    layout: LayoutFile = None,
+    limit: LimitOptions = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Exit 0 when every threshold holds, 1 when one is crossed, 3 when something could not be measured.
+
+    Without a threshold, no head may be malignant or broken.
+    """
+    from qkspec.cli.measuring import measure
+    from qkspec.cli.settings import Flags, load_file
+    from qkspec.gate import check
+
+    table, where = load_file()
+    given = {
+        "max_sec": max_sec, "s": s, "max_sigma1": max_sigma1, "max_freezing": max_freezing,
+        "fail_on": fail_on, "last": last, "allow_skipped": allow_skipped,
+    }  # fmt: skip
+    rules = policy(given, table, where)
+    flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers)
+    size = rules.s if rules.max_sec is not None else None
+    outcome = check(measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size), rules)
+    show(outcome, rules)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -> "Policy":
+    """Merge the settings file's gate table with the flags that were given, and fall back to the default rule."""
+    from dataclasses import replace
+
+    from qkspec.errors import UsageError
+    from qkspec.gate import Policy
+    from qkspec.theorem import Verdict
+
+    written = table.get("gate", {})
+    if not isinstance(written, dict):
+        raise UsageError(f"{where}: gate must be a table")
+    chosen = {name: value for name, value in given.items() if value is not None and value != []}
+    rules = Policy.from_mapping(
+        {**{key.replace("-", "_"): value for key, value in written.items()}, **chosen}, where or "gate"
+    )
+    if not rules.rules and not rules.fail_on:
+        return replace(rules, fail_on=frozenset({Verdict.MALIGNANT, Verdict.BROKEN}))
+    return rules
+
+
+def show(outcome: "Outcome", rules: "Policy") -> None:
+    """Print each failure on a line of stdout, and the result."""
+    lines = [f"FAIL {failure.message}" for failure in outcome.failures[:SHOWN]]
+    if len(outcome.failures) > SHOWN:
+        lines.append(f"... and {len(outcome.failures) - SHOWN} more")
+    lines += [f"UNMEASURED {failure.message}" for failure in outcome.unmeasured[:SHOWN]]
+    if len(outcome.unmeasured) > SHOWN:
+        lines.append(f"... and {len(outcome.unmeasured) - SHOWN} more")
+    lines += [f"SKIPPED {where}: {reason}" for where, reason in outcome.skipped.items()]
+    said = [f"{rule} {limit:g}" for rule, _, limit in rules.rules]
+    said += [f"--fail-on {verdict.value.replace(' ', '-')}" for verdict in sorted(rules.fail_on, key=lambda v: v.value)]
+    word = {0: "passed", 1: "failed", 3: "not proven"}[outcome.exit_code]
+    lines.append(f"gate {word}: {outcome.heads} head readings held to {', '.join(said)}")
+    for line in lines:
+        print(clean(line, limit=1000), file=sys.stdout)  # noqa: T201 - the command's result

@@ -1,0 +1,120 @@
+"""``qkspec inspect``: what is in a checkpoint, from headers alone."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qkspec.clean import clean
+from qkspec.cli.options import LayoutFile, NumHeads, NumKvHeads, Paths
+
+if TYPE_CHECKING:
+    from qkspec.checkpoints.sequence import Source
+    from qkspec.layouts.layout import Layout
+
+
+def inspect(
+    paths: Paths,
+    *,
+    num_heads: NumHeads = None,
+    num_kv_heads: NumKvHeads = None,
+    layout: LayoutFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why."""
+    from qkspec.checkpoints.sequence import find_runs
+    from qkspec.errors import InputError, QkspecError
+
+    custom = _custom(layout)
+    runs = []
+    problems = 0
+    for run in find_runs(paths):
+        entries: list[dict[str, Any]] = []
+        for source in run.sources:
+            try:
+                entries.append(describe(source, custom, num_heads, num_kv_heads))
+            except QkspecError as error:
+                problems += 1
+                entries.append({"checkpoint": source.name, "step": source.step, "problem": str(error)})
+        runs.append({"run": run.name, "checkpoints": entries, "skipped": dict(run.skipped)})
+    if as_json:
+        print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))  # noqa: T201 - the command's result
+    else:
+        for entry in runs:
+            _print(entry)
+    if runs and problems == sum(len(run["checkpoints"]) for run in runs):
+        raise InputError(f"{paths[0]}: nothing here could be measured; the reasons stand above")
+
+
+def describe(
+    source: "Source", layout: "Layout | None", num_heads: int | None, num_kv_heads: int | None
+) -> dict[str, Any]:
+    """Return the facts of one checkpoint, from its headers.
+
+    Raises:
+        CheckpointError, LayoutError: it cannot be read, or its q and k cannot be told apart.
+    """
+    from qkspec.layouts.find import plan
+
+    checkpoint = source.open()
+    try:
+        found = plan(checkpoint, layout=layout, num_heads=num_heads, num_kv_heads=num_kv_heads)
+        return {
+            "checkpoint": checkpoint.name,
+            "step": checkpoint.step,
+            "path": checkpoint.path,
+            "format": checkpoint.store.format,
+            "tensors": len(checkpoint.store.names()),
+            "family": found.family,
+            "stored": sorted({module.stored for module in found.modules}),
+            "modules": len(found.modules),
+            "heads": sum(module.heads for module in found.modules),
+            "qk_bytes": sum(module.nbytes for module in found.modules),
+            "shapes": sorted({(m.block, m.heads, m.kv_heads, m.d_q, m.d_model) for m in found.modules}),
+            "skipped": dict(found.skipped),
+            "remarks": list(found.remarks),
+        }
+    finally:
+        checkpoint.store.close()
+
+
+def _custom(path: str | None) -> "Layout | None":
+    if path is None:
+        return None
+    from pathlib import Path
+
+    from qkspec.layouts.custom import load
+
+    return load(Path(path))
+
+
+def _print(run: dict[str, Any]) -> None:
+    _say(f"{run['run']}: {len(run['checkpoints'])} checkpoint{'s' if len(run['checkpoints']) != 1 else ''}")
+    previous: dict[str, Any] = {}
+    for entry in run["checkpoints"]:
+        step = "" if entry["step"] is None else f" (step {entry['step']})"
+        if "problem" in entry:
+            _say(f"  {entry['checkpoint']}{step}: cannot be measured: {entry['problem']}")
+            continue
+        facts = {key: value for key, value in entry.items() if key not in ("checkpoint", "step", "path")}
+        if facts == previous:
+            _say(f"  {entry['checkpoint']}{step}: the same")
+            continue
+        previous = facts
+        kind = f"{entry['format']}, {entry['tensors']} tensors, family {entry['family']}, {', '.join(entry['stored'])}"
+        _say(f"  {entry['checkpoint']}{step}: {kind}")
+        for block, heads, kv_heads, d_q, d_model in entry["shapes"]:
+            keys = "" if heads == kv_heads else f" ({kv_heads} key heads)"
+            _say(f"    {block}: {heads} heads{keys} of width {d_q} on d = {d_model}")
+        _say(f"    {entry['modules']} modules, {entry['heads']} heads, {entry['qk_bytes'] / 1e6:.1f} MB of Q and K")
+        for remark in entry["remarks"]:
+            _say(f"    note: {remark}")
+        for name, reason in entry["skipped"].items():
+            _say(f"    skipped {name}: {reason}")
+    for name, reason in run["skipped"].items():
+        _say(f"  skipped {name}: {reason}")
+
+
+def _say(line: str) -> None:
+    print(line[: len(line) - len(line.lstrip())] + clean(line.lstrip(), 1000), file=sys.stdout)  # noqa: T201 - the result

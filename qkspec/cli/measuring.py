@@ -1,0 +1,57 @@
+"""From paths and flags to a report: what analyze, gate and compare share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qkspec.analysis import Report, Settings, judge
+from qkspec.checkpoints.sequence import find_runs
+from qkspec.cli import progress as bars
+from qkspec.cli.settings import Flags, settings
+from qkspec.errors import UsageError
+
+
+def measure(
+    paths: Sequence[str],
+    flags: Flags,
+    table: Mapping[str, Any],
+    where: str,
+    *,
+    quiet: bool,
+    progress: bool,
+    s: int | None = None,
+) -> Report:
+    """Measure what the paths name, or read it from a saved report directory.
+
+    Args:
+        paths: as the user gave them.
+        flags: the measuring options.
+        table: the settings file.
+        where: its name.
+        quiet: no warnings.
+        progress: a bar on a terminal.
+        s: one more s of SEC that is needed, for a gate on it.
+
+    Raises:
+        UsageError: saved reports and checkpoints are mixed.
+    """
+    chosen = settings(flags, table, where)
+    if s is not None and s not in chosen.sizes:
+        chosen = replace(chosen, sizes=(*chosen.sizes, s))
+    saved = [path for path in paths if (Path(path) / "report.json").is_file()]
+    if saved:
+        if len(paths) > 1:
+            raise UsageError(f"{saved[0]}: a saved report is given alone, not beside other paths")
+        return _saved(saved[0], chosen)
+    return judge(bars.measured(find_runs(paths), chosen, quiet=quiet, progress=progress), chosen)
+
+
+def _saved(path: str, chosen: Settings) -> Report:
+    from qkspec.reports.saved import load
+
+    report = load(Path(path))
+    for size in chosen.sizes:
+        if f"sec_{size}" not in report.readings.columns and size not in Settings().sizes:
+            raise UsageError(f"{path}: the report holds no sec_{size}; analyze again with -s {size}")
+    return report

@@ -1,0 +1,60 @@
+"""Options that several commands share, written once."""
+
+from typing import Annotated
+
+import typer
+
+_MEASURE, _OUTPUT = "What is measured", "What is printed"
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        help="Checkpoint file or directory, run (a directory of checkpoints), glob, or URL (s3:// gs:// hf:// https://).",
+        metavar="PATH...",
+        show_default=False,
+    ),
+]
+Sizes = Annotated[
+    list[int] | None,
+    typer.Option("-s", help="The s of SEC(d_q, s); repeatable. Default: 1, 2, 4, 8.", rich_help_panel=_MEASURE),
+]
+Layers = Annotated[str | None, typer.Option("--layers", help="Only these layers: 0,2,8-11.", rich_help_panel=_MEASURE)]
+Heads = Annotated[str | None, typer.Option("--heads", help="Only these heads: 0,2,8-11.", rich_help_panel=_MEASURE)]
+NumHeads = Annotated[
+    int | None,
+    typer.Option(
+        "--num-heads",
+        help="Heads a layer, for files that do not say (timm, torch.nn).",
+        min=1,
+        rich_help_panel=_MEASURE,
+    ),
+]
+NumKvHeads = Annotated[
+    int | None, typer.Option("--num-kv-heads", help="Key heads a layer, likewise.", min=1, rich_help_panel=_MEASURE)
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", help="Tokens T in an attention row, for files that do not say.", min=2, rich_help_panel=_MEASURE
+    ),
+]
+LayoutFile = Annotated[
+    str | None,
+    typer.Option(
+        "--layout", help="TOML file with a layout of your own (qkspec inspect drafts one).", rich_help_panel=_MEASURE
+    ),
+]
+LimitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit", help="Threshold of the verdicts, NAME=VALUE: see qkspec explain limits.", rich_help_panel=_MEASURE
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Processes; 0 (default) chooses by the machine and the work.", min=0, rich_help_panel=_MEASURE
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.", rich_help_panel=_OUTPUT)]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.", rich_help_panel=_OUTPUT)]

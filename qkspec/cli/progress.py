@@ -1,0 +1,58 @@
+"""Progress on stderr while checkpoints are measured."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from qkspec.clean import clean
+
+if TYPE_CHECKING:
+    from qkspec.analysis import Measured, Settings, Skipped
+    from qkspec.checkpoints.sequence import Run
+
+SHOW_AFTER_SECONDS = 1.0
+
+
+def measured(
+    runs: Sequence["Run"], settings: "Settings", *, quiet: bool, progress: bool
+) -> Iterator["Measured | Skipped"]:
+    """Yield what measure_runs yields, with a progress bar on a terminal and a warning for each checkpoint skipped."""
+    from qkspec.analysis import Skipped, measure_runs
+
+    results: Iterable[Measured | Skipped] = measure_runs(runs, settings)
+    if progress and not quiet and sys.stderr.isatty():
+        results = _bar(results, sum(len(run.sources) for run in runs))
+    for result in results:
+        if isinstance(result, Skipped) and not quiet:
+            warn(f"{result.run}/{result.name} skipped: {result.reason}")
+        yield result
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr."""
+    print(f"warning: {clean(message, limit=1000)}", file=sys.stderr)  # noqa: T201 - stderr is where warnings go
+
+
+def _bar(results: Iterable["Measured | Skipped"], total: int) -> Iterator["Measured | Skipped"]:
+    from time import monotonic
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    started = monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=total)
+        for result in results:
+            name = result.name if not hasattr(result, "facts") else result.facts.name
+            bar.update(task, advance=1, description=Text(clean(name, 40)).plain.replace("[", "(").replace("]", ")"))
+            if monotonic() - started > SHOW_AFTER_SECONDS:
+                bar.refresh()
+            yield result

@@ -1,0 +1,168 @@
+"""Settings of the measuring commands: a flag wins over qkspec.toml or [tool.qkspec] of pyproject.toml."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkspec.errors import UsageError
+
+if TYPE_CHECKING:
+    from qkspec.analysis import Settings
+
+MAX_SETTINGS_BYTES = 1 << 20
+KEYS = ("s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The measuring options as they were given; None where one was not."""
+
+    sizes: list[int] | None = None
+    layers: str | None = None
+    heads: str | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    context: int | None = None
+    layout: str | None = None
+    limits: list[str] | None = None
+    workers: int | None = None
+
+
+def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
+    """Return the settings table of the working directory and the file it stands in; ({}, "") if there is none.
+
+    Raises:
+        UsageError: the file is not readable TOML, or holds a key that is no setting.
+    """
+    folder = folder or Path()
+    for name in ("qkspec.toml", "pyproject.toml"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        table = _read(path)
+        if name == "pyproject.toml":
+            table = table.get("tool", {}).get("qkspec", {})
+            if not table:
+                continue
+        for key in table:
+            if key.replace("-", "_") not in KEYS:
+                raise UsageError(f"{path}: no setting is called {key!r}; known: {', '.join(KEYS)}")
+        return {key.replace("-", "_"): value for key, value in table.items()}, str(path)
+    return {}, ""
+
+
+def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
+    """Build the Settings of an analysis from flags and a settings table; a flag wins.
+
+    Raises:
+        UsageError: a value is not of its kind.
+    """
+    from qkspec.analysis import Settings
+    from qkspec.metrics import DEFAULT_SIZES
+    from qkspec.theorem import Limits
+
+    sizes = flags.sizes or _whole_numbers(table.get("s"), f"{where}: s")
+    limits = {**_mapping(table.get("limits", {}), f"{where}: limits"), **_pairs(flags.limits or [])}
+    return Settings(
+        sizes=tuple(dict.fromkeys(_positive(sizes))) if sizes else DEFAULT_SIZES,
+        limits=Limits(**_limits(limits, {field.name for field in fields(Limits)})),
+        layers=numbers(flags.layers if flags.layers is not None else table.get("layers"), "--layers"),
+        heads=numbers(flags.heads if flags.heads is not None else table.get("heads"), "--heads"),
+        num_heads=_whole(flags.num_heads, table, "num_heads", where),
+        num_kv_heads=_whole(flags.num_kv_heads, table, "num_kv_heads", where),
+        context=_whole(flags.context, table, "context", where),
+        layout=_layout(flags.layout or table.get("layout")),
+        workers=_whole(flags.workers, table, "workers", where) or 0,
+    )
+
+
+def numbers(text: object, name: str) -> frozenset[int]:
+    """Parse "0,2,8-11" (or a list of whole numbers) to a set.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text is None:
+        return frozenset()
+    if isinstance(text, list):
+        return frozenset(_whole_numbers(text, name) or [])
+    out: set[int] = set()
+    for part in str(text).split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()) or (part.strip().endswith("-")) or len(part) > 20:
+            raise UsageError(f"{name} {text!r} is not a list of numbers; write for example 0,2,8-11")
+        last = int(high or low)
+        if last < int(low) or last - int(low) > 100_000:
+            raise UsageError(f"{name} {text!r}: {part.strip()} is not a range from a lower to a higher number")
+        out.update(range(int(low), last + 1))
+    return frozenset(out)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise UsageError(f"{path}: over {MAX_SETTINGS_BYTES} bytes, too large for a settings file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not readable as TOML ({error})") from error
+
+
+def _layout(path: object) -> Any:
+    if path is None:
+        return None
+    from qkspec.layouts.custom import load
+
+    return load(Path(str(path)))
+
+
+def _pairs(items: Sequence[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise UsageError(f"--limit {item!r}: write NAME=VALUE, for example freezing=0.6")
+        try:
+            out[name.strip().replace("-", "_")] = float(value)
+        except ValueError:
+            raise UsageError(f"--limit {item!r}: {value!r} is not a number") from None
+    return out
+
+
+def _limits(values: Mapping[str, Any], known: set[str]) -> dict[str, float]:
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"no limit is called {name!r}; known: {', '.join(sorted(known))}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"limit {name} is {value!r}: give a number")
+    return dict(values)
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{name} must be a table")
+    return {str(key).replace("-", "_"): item for key, item in value.items()}
+
+
+def _whole(flag: int | None, table: Mapping[str, Any], key: str, where: str) -> int | None:
+    value = flag if flag is not None else table.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise UsageError(f"{where}: {key} is {value!r}: give a whole number")
+    return value
+
+
+def _whole_numbers(value: object, name: str) -> list[int] | None:
+    if value is None:
+        return None
+    items: list[int] = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+        raise UsageError(f"{name} is {value!r}: give whole numbers")
+    return items
+
+
+def _positive(sizes: Sequence[int]) -> Sequence[int]:
+    for s in sizes:
+        if s < 1:
+            raise UsageError(f"-s {s}: SEC(d_q, s) needs s of at least 1")
+    return sizes
