@@ -1,0 +1,116 @@
+"""Cut the stored tensors of one attention module into heads: pure index arithmetic on rows, and the products of MLA."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.errors import LayoutError
+from qkspec.layouts.heads import Heads
+from qkspec.layouts.layout import Fused, Layout, Separate
+from qkspec.qk import Array
+
+Rows = NDArray[np.intp]
+
+
+def rows_of(part: str, parts: str, units: int | None, counts: Heads) -> Rows:
+    """Return the row numbers of one part ("q", "k") of a tensor, head after head.
+
+    The tensor's rows fall into ``units`` equal runs (None: one a key head); a run holds its share of each part in order.
+
+    Raises:
+        LayoutError: the heads do not divide among the runs.
+    """
+    runs = counts.kv_heads if units is None else units
+    if counts.heads % runs or (counts.kv_heads % runs and set(parts) & set("kv")):
+        raise LayoutError(
+            f"{counts.heads} query and {counts.kv_heads} key heads do not divide into {runs} equal runs of {parts}"
+        )
+    share = {
+        "q": counts.heads // runs,
+        "g": counts.heads // runs,
+        "k": counts.kv_heads // runs,
+        "v": counts.kv_heads // runs,
+    }
+    before = sum(share[name] for name in parts[: parts.index(part)]) * counts.d_q
+    run = sum(share[name] for name in parts) * counts.d_q
+    return (np.arange(runs)[:, None] * run + before + np.arange(share[part] * counts.d_q)[None, :]).ravel()
+
+
+def matrix_shape(shape: tuple[int, ...], row: Layout) -> tuple[int, ...]:
+    """Return a stored weight's shape as (rows, d): transposed, or with heads or trailing convolution axes folded.
+
+    Raises:
+        LayoutError: the tensor is no matrix in any of these ways.
+    """
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    if isinstance(row.weights, Separate) and row.weights.heads_first and len(shape) == 3:
+        return (shape[0] * shape[2], shape[1])
+    if len(shape) >= 2 and row.inputs_first:
+        return (math.prod(shape[1:]), shape[0])
+    if len(shape) != 2:
+        raise LayoutError(f"{row.name}: {', '.join(row.patterns())} should be matrices, but one has shape {shape}")
+    return shape
+
+
+def as_matrix(stored: Array, row: Layout) -> Array:
+    """Return a stored weight as (rows, d)."""
+    rows, d = matrix_shape(stored.shape, row)
+    if isinstance(row.weights, Separate) and row.weights.heads_first and stored.ndim == 3:
+        return stored.swapaxes(1, 2).reshape(rows, d)
+    if row.inputs_first:
+        return stored.reshape(d, rows).T
+    return stored.reshape(rows, d)
+
+
+def spread(grouped: Array, groups: int) -> Array:
+    """Return the block-diagonal (rows, d) matrix of a grouped 1x1 convolution stored as (rows, d / groups)."""
+    rows, width = grouped.shape
+    whole = np.zeros((rows, width * groups), grouped.dtype)
+    for group in range(groups):
+        mine = slice(group * (rows // groups), (group + 1) * (rows // groups))
+        whole[mine, group * width : (group + 1) * width] = grouped[mine]
+    return whole
+
+
+def parts_of(row: Layout, counts: Heads) -> tuple[Rows, Rows]:
+    """Return the row numbers of q and of k in the tensors that hold them."""
+    match row.weights:
+        case Separate(q_parts=q_parts, k_parts=k_parts, q_units=q_units, k_units=k_units):
+            q_units = counts.heads if q_units is None else q_units
+            return rows_of("q", q_parts, q_units, counts), rows_of("k", k_parts, k_units, counts)
+        case Fused(units=units, parts=parts):
+            return rows_of("q", parts, units, counts), rows_of("k", parts, units, counts)
+        case _:
+            raise LayoutError(f"{row.name}: a latent layout has no rows of its own for q and k")
+
+
+def span(rows: Rows) -> slice | None:
+    """Return the rows as one contiguous slice, or None where they are not."""
+    first, last = int(rows.min()), int(rows.max())
+    return slice(first, last + 1) if last - first + 1 == rows.size else None
+
+
+def latent_keys(kv_b: Array, kv_a: Array, counts: Heads) -> Array:
+    """Return the (heads, d_q, d) keys of multi-head latent attention: rotary rows after the others, shared by all heads.
+
+    Args:
+        kv_b: (heads * (nope + v), r), kv_a: (r + rope, d), with d_q = nope + rope.
+        counts: the heads.
+    """
+    r, d = kv_b.shape[1], kv_a.shape[1]
+    rope = kv_a.shape[0] - r
+    per_head = kv_b.reshape(counts.heads, -1, r)[:, : counts.d_q - rope]
+    nope = np.asarray(per_head, np.float64) @ np.asarray(kv_a[:r], np.float64)
+    shared = np.broadcast_to(kv_a[r:], (counts.heads, rope, d))
+    return np.concatenate([nope, shared], axis=1)
+
+
+def latent_queries(factors: Sequence[Array], counts: Heads) -> Array:
+    """Return the (heads, d_q, d) queries of multi-head latent attention from (q,) or (q_b, q_a)."""
+    whole = np.asarray(factors[0], np.float64)
+    if len(factors) == 2:
+        whole = whole @ np.asarray(factors[1], np.float64)
+    return whole.reshape(counts.heads, counts.d_q, -1)

@@ -1,0 +1,103 @@
+"""The table: one row a family, and a few where the config turns one name into several layouts."""
+
+from qkspec.layouts.facts import gpt2_scale
+from qkspec.layouts.layout import Fused, InputNorm, Layout, RotaryRule, Separate
+
+HALVES = RotaryRule("halves")
+LLAMA_NORM = InputNorm("layers.{}.input_layernorm", "rms")
+
+FAMILIES = (
+    Layout(
+        "gpt2",
+        ("gpt2",),
+        Fused("h.{}.attn.c_attn"),
+        inputs_first=True,
+        full=True,
+        kv_heads=(),
+        head_dim=(),
+        scale=gpt2_scale,
+        norm=InputNorm("h.{}.ln_1"),
+        causal=True,
+        by_name=True,
+        when={"qkspec_norm": None},
+    ),
+    Layout(
+        "gpt2",
+        ("gpt2",),
+        Fused("h.{}.attn.c_attn"),
+        inputs_first=True,
+        full=True,
+        kv_heads=(),
+        head_dim=(),
+        scale=gpt2_scale,
+        norm=InputNorm("h.{}.ln_2", first=""),
+        causal=True,
+        when={"qkspec_norm": "post"},
+    ),
+    Layout(
+        "nanogpt",
+        (),
+        Fused("h.{}.attn.c_attn"),
+        full=True,
+        kv_heads=(),
+        head_dim=(),
+        norm=InputNorm("h.{}.ln_1"),
+        causal=True,
+        by_name=True,
+    ),
+    Layout(
+        "gpt_neox",
+        ("gpt_neox",),
+        Fused("layers.{}.attention.query_key_value", units=None),
+        kv_heads=(),
+        full=True,
+        norm=InputNorm("layers.{}.input_layernorm"),
+        rotary=RotaryRule(share=0.25),
+        causal=True,
+    ),
+    Layout(
+        "llama",
+        ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe"),
+        Separate("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj"),
+        norm=LLAMA_NORM,
+        rotary=HALVES,
+        causal=True,
+        by_name=True,
+    ),
+    Layout(
+        "bert",
+        ("bert",),
+        Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"),
+        full=True,
+        kv_heads=(),
+        norm=InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNorm"),
+        by_name=True,
+    ),
+    Layout(
+        "vit",
+        ("vit",),
+        Separate("layer.{}.attention.attention.query", "layer.{}.attention.attention.key"),
+        full=True,
+        kv_heads=(),
+        norm=InputNorm("layer.{}.layernorm_before"),
+        by_name=True,
+    ),
+    Layout(
+        "vit",
+        ("vit",),
+        Separate("layers.{}.attention.q_proj", "layers.{}.attention.k_proj"),
+        full=True,
+        kv_heads=(),
+        norm=InputNorm("layers.{}.layernorm_before"),
+        by_name=True,
+    ),
+    Layout(
+        "timm",
+        (),
+        Fused("blocks.{}.attn.qkv"),
+        full=True,
+        kv_heads=(),
+        norm=InputNorm("blocks.{}.norm1"),
+        by_name=True,
+    ),
+)

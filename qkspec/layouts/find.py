@@ -1,0 +1,142 @@
+"""Find the attention modules of a checkpoint from its headers, and read them one at a time."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from qkspec.checkpoints.store import Checkpoint
+from qkspec.errors import LayoutError
+from qkspec.layouts import refuse
+from qkspec.layouts.families import FAMILIES
+from qkspec.layouts.layout import Layout
+from qkspec.layouts.load import read
+from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
+from qkspec.layouts.modules import Finder, Module, Plan
+from qkspec.qk import QKLayer
+
+__all__ = ["Module", "Plan", "attention_layers", "plan", "read"]
+
+SUSPECT = re.compile(
+    r"(?:^|[._])(?:q_proj|query|query_key_value|c_attn|qkv|qkv_proj|Wqkv|W_pack|q_lin|query_proj|to_q|wq|q_b_proj|in_proj_weight|W_Q)"
+    r"(?:\.weight)?$"
+)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    *,
+    layout: Layout | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+) -> Plan:
+    """Return what can be measured in a checkpoint, from names, shapes, dtypes and config alone.
+
+    Args:
+        checkpoint: an open checkpoint; no tensor is read.
+        layout: the user's own row; the table is not consulted then.
+        num_heads, num_kv_heads: counts for files that carry none; they must not contradict the config.
+
+    Raises:
+        LayoutError: nothing is recognised, a layout does not add up (the message shows pattern and shapes), or the
+            weights are packed or only an adapter.
+    """
+    refuse.adapter(checkpoint)
+    names = canonical(checkpoint.store.names())
+    pairs = candidates((layout,) if layout else FAMILIES, tuple(scopes(checkpoint.config)), forced=layout is not None)
+    finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
+    found, skipped = _without_copies(claims(names, pairs))
+    chosen = sorted((_settled(finder, rivals) for rivals in found.values()), key=_order)
+    if not chosen:
+        raise refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])
+    modules = tuple(finder.module(claim, ordinal) for claim, ordinal in _numbered(chosen))
+    refuse.packed(checkpoint, modules)
+    read_here = {name for module in modules for name in module.tensors}
+    for name in names:
+        if SUSPECT.search(name) and names[name] not in read_here and not COPIES.search(name):
+            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, chosen))
+    return Plan(
+        " + ".join(dict.fromkeys(module.row.name for module in modules)),
+        modules,
+        skipped,
+        _remarks(checkpoint, chosen, layout),
+    )
+
+
+def attention_layers(
+    checkpoint: Checkpoint,
+    *,
+    layout: Layout | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+) -> Iterator[QKLayer]:
+    """Yield every attention module with its weights, one in memory at a time. Errors as of ``plan`` and ``read``."""
+    found = plan(checkpoint, layout=layout, num_heads=num_heads, num_kv_heads=num_kv_heads)
+    for module in found.modules:
+        yield read(checkpoint, found, module)
+
+
+def _order(claim: Claim) -> tuple[str, str, str, tuple[int, ...]]:
+    return (claim.row.name, claim.row.block, claim.prefix, claim.numbers)
+
+
+def _numbered(chosen: list[Claim]) -> Iterator[tuple[Claim, int]]:
+    """Yield each claim with its ordinal among those of the same row and prefix."""
+    before: tuple[str, str, str] | None = None
+    ordinal = 0
+    for claim in chosen:
+        group = _order(claim)[:3]
+        ordinal = ordinal + 1 if group == before else 0
+        before = group
+        yield claim, ordinal
+
+
+def _without_copies(found: Mapping[str, list[Claim]]) -> tuple[dict[str, list[Claim]], dict[str, str]]:
+    """Return the claims without averaged copies and optimizer moments of weights, and why each of those is skipped.
+
+    A file that holds nothing but such a copy is read: an exported average is a model.
+    """
+    copies = {anchor for anchor in found if COPIES.search(anchor)}
+    if len(copies) == len(found):
+        return dict(found), {}
+    skipped = {found[anchor][0].path: "a copy of the weights (moving average or optimizer state)" for anchor in copies}
+    return {anchor: rivals for anchor, rivals in found.items() if anchor not in copies}, skipped
+
+
+def _settled(finder: Finder, rivals: list[Claim]) -> Claim:
+    """Return the one claim whose layout fits the shapes.
+
+    Raises:
+        LayoutError: none fits, or several that would cut the weights differently do.
+    """
+    fits: list[Claim] = []
+    error: LayoutError | None = None
+    for claim in rivals:
+        try:
+            finder.counts(claim)
+        except LayoutError as problem:
+            error = error or problem
+        else:
+            fits.append(claim)
+    if not fits:
+        raise error or LayoutError("no layout matches")
+    ways = {(claim.row.weights, claim.row.inputs_first) for claim in fits}
+    if len(ways) > 1:
+        rows = ", ".join(dict.fromkeys(claim.row.name for claim in fits))
+        raise LayoutError(
+            f"{fits[0].anchor} fits several layouts ({rows}); say which with config.json's model_type or --layout"
+        )
+    return fits[0]
+
+
+def _why_unread(name: str, chosen: list[Claim]) -> str:
+    if "linear_attn" in name or "mamba" in name:
+        return "linear attention or a state space, to which Theorem 1 does not apply"
+    return f"no {chosen[0].row.name} layout reads {name}"
+
+
+def _remarks(checkpoint: Checkpoint, chosen: list[Claim], layout: Layout | None) -> tuple[str, ...]:
+    typed = {kind for claim in chosen for kind in claim.row.model_types}
+    if layout is not None or any(part.model_type in typed for part in scopes(checkpoint.config)):
+        return ()
+    stated = checkpoint.config.get("model_type")
+    what = f"model_type {stated!r} is not in the table" if isinstance(stated, str) else "the config names no model_type"
+    return (f"{what}: read as {chosen[0].row.name} by its tensor names",)

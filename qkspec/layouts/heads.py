@@ -1,0 +1,117 @@
+"""Head counts: from the config, or from a tensor whose shape carries them, and never from a square matrix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qkspec.errors import LayoutError
+from qkspec.layouts.layout import Config, Fused, Layout, Separate
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of the heads before the shapes are looked at; None where nobody says."""
+
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one attention module, in agreement with every shape."""
+
+    heads: int
+    kv_heads: int
+    d_q: int
+
+
+def look_up(config: Config, keys: Sequence[str]) -> object | None:
+    """Return the first value among dotted keys that the config holds and is not None."""
+    for key in keys:
+        value: object = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None
+
+
+def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = ()) -> int | None:
+    """Return a positive whole number of the config, or None.
+
+    A list holds one entry for each stage, or each layer: the module's first number picks the entry.
+
+    Raises:
+        LayoutError: the value is no positive whole number, or the list is too short.
+    """
+    value = keys if isinstance(keys, int) else look_up(config, keys)
+    if isinstance(value, list | tuple):
+        if not numbers or numbers[0] >= len(value):
+            raise LayoutError(f"config.json: {keys} lists {len(value)} entries, too few for layer {numbers[:1]}")
+        value = value[numbers[0]]
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 0 < value < 1 << 20:
+        raise LayoutError(f"config.json: {keys} is {value!r}, which is no count of heads")
+    return int(value)
+
+
+def given(row: Layout, config: Config, numbers: tuple[int, ...]) -> Given:
+    """Return what the config says about a module's heads."""
+    heads = count(config, row.heads, numbers)
+    kv_heads = heads if row.kv_heads == () else count(config, row.kv_heads, numbers)
+    return Given(heads, kv_heads, count(config, row.head_dim, numbers))
+
+
+def settle(row: Layout, known: Given, shapes: Sequence[tuple[int, ...]], where: str) -> Heads:
+    """Return the head counts that agree with the shapes.
+
+    Args:
+        row: the layout.
+        known: what config and command line say.
+        shapes: of the weights, each as (rows, d) with the orientation undone, in the order of ``row.patterns()``.
+        where: the module's path, for messages.
+
+    Raises:
+        LayoutError: the count of heads is nowhere, or does not fit the shapes.
+    """
+    seen = f"{where}: {', '.join(row.patterns())} with shapes {', '.join(map(str, shapes))}"
+    if known.heads is None:
+        raise LayoutError(f"{seen}: the number of heads is nowhere in the checkpoint; pass --num-heads")
+    heads = known.heads
+    match row.weights:
+        case Separate() as cut:
+            q_rows, k_rows = shapes[0][0] // len(cut.q_parts), shapes[1][0] // len(cut.k_parts)
+            d_q, rest = divmod(q_rows, heads)
+            kv_heads = known.kv_heads or (k_rows // d_q if d_q else 0)
+            fits = rest == 0 and kv_heads * d_q == k_rows
+            fits = fits and shapes[0][0] == q_rows * len(cut.q_parts) and shapes[1][0] == k_rows * len(cut.k_parts)
+        case Fused():
+            kv_heads = known.kv_heads or heads
+            d_q, rest = divmod(shapes[0][0], heads + 2 * kv_heads)
+            fits = rest == 0
+        case _:
+            kv_heads, (kv_b, kv_a, q_rows, *_) = heads, [shape[0] for shape in shapes]
+            rope = kv_a - shapes[0][1]
+            d_q, rest = divmod(q_rows, heads)
+            fits = rest == 0 and 0 <= rope < d_q and kv_b % heads == 0 and kv_b // heads > d_q - rope
+    if not fits or d_q < 1 or kv_heads < 1 or heads % kv_heads:
+        raise LayoutError(
+            f"{seen} cannot be {heads} query heads and {known.kv_heads or kv_heads} key heads; check the config or --num-heads"
+        )
+    if row.full and heads * d_q != shapes[0][1]:
+        raise LayoutError(
+            f"{seen}: {heads} heads of {d_q} are not as wide as the input ({shapes[0][1]}), so this is another layout"
+        )
+    if known.head_dim is not None and known.head_dim != d_q and not _latent(row):
+        raise LayoutError(f"{seen}: {heads} heads would be {d_q} wide, but the config says {known.head_dim}")
+    return Heads(heads, kv_heads, d_q)
+
+
+def _latent(row: Layout) -> bool:
+    return not isinstance(row.weights, Separate | Fused)
+
+
+def group_count(config: Config, groups: tuple[str, str] | None, *, is_key: bool) -> int:
+    """Return the groups of a grouped 1x1 convolution that makes queries or keys; 1 for every other projection."""
+    return 1 if groups is None else count(config, (groups[is_key],)) or 1

@@ -1,0 +1,228 @@
+"""A layout is a row of data: where a family of models keeps its query and key weights, and what else shapes its logits.
+
+A pattern is a dotted tensor name with ``{}`` for each number that varies (the layer; a stage and a block in pyramids),
+without whatever stands in front (``model.``, ``transformer.``, ``_orig_mod.``) and without ``.weight`` at its end.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qkspec.errors import LayoutError
+
+Config = Mapping[str, Any]
+ScaleRule = Callable[[Config, int, int], float]
+"""A factor on the logits from (config, d_q, layer)."""
+
+HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "nhead")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "n_kv_head", "num_query_groups")
+HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels", "d_kv", "attention_key_size")
+
+
+def inverse_root(config: Config, d_q: int, layer: int) -> float:  # noqa: ARG001 - the signature of every ScaleRule
+    """Return 1/√d_q, the scale of scaled dot-product attention."""
+    return float(d_q**-0.5)
+
+
+@dataclass(frozen=True)
+class Separate:
+    """Queries and keys in tensors of their own.
+
+    Args:
+        q, k: patterns of the two weights.
+        q_parts, k_parts: what the tensor holds in order: "q", or "qg" (queries and gates); "k", or "kv".
+        q_units, k_units: equal runs of rows that each hold their share of those parts; None: one a head.
+        heads_first: stored as (heads, d, d_q), as TransformerLens does.
+        groups: config key of the groups of a grouped 1x1 convolution, whose matrix is block-diagonal.
+    """
+
+    q: str
+    k: str
+    q_parts: str = "q"
+    k_parts: str = "k"
+    q_units: int | None = 1
+    k_units: int | None = 1
+    heads_first: bool = False
+    groups: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Queries, keys and values in one tensor: its rows fall into equal runs, each with its share of every part in order.
+
+    Args:
+        qkv: pattern of the weight.
+        units: number of runs; None: one a key head.
+        parts: order of the parts within a run ("qvk" in CodeGen).
+    """
+
+    qkv: str
+    units: int | None = 1
+    parts: str = "qkv"
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: W_q = q_b q_a; W_k stacks k rows of kv_b kv_a over rotary rows all heads share.
+
+    Args:
+        q_a, q_b: patterns of the factors of W_q; where a model has none, q is the whole.
+        q: pattern of an unfactored W_q.
+        kv_a: (r + rope, d): the latent's rows, then the shared rotary rows.
+        kv_b: (heads * (nope + v), r): per head its key rows, then its value rows.
+    """
+
+    q: str
+    q_a: str
+    q_b: str
+    kv_a: str
+    kv_b: str
+
+
+Weights = Separate | Fused | Latent
+
+
+@dataclass(frozen=True)
+class InputNorm:
+    """Where the normalisation of an attention input is stored.
+
+    Args:
+        at: pattern of the norm; None: a norm without weights. "" with kind "none": the input is not normalised.
+        kind: "layer", "rms", or "none".
+        offset: added to the stored gain (Gemma stores gain - 1).
+        first: post-LN: the norm that feeds layer 0, while ``at`` is that of the layer before ("" where nothing is known).
+        last: the norm of the last layer of another stack, which feeds keys of cross-attention.
+    """
+
+    at: str | None
+    kind: Literal["layer", "rms", "none"] = "layer"
+    offset: float = 0.0
+    first: str | None = None
+    last: bool = False
+
+
+RAW = InputNorm("", "none")
+"""The attention input is the residual stream itself."""
+
+
+@dataclass(frozen=True)
+class QKNormAt:
+    """Where the normalisation of queries and keys is stored; it applies where its tensors are in the checkpoint.
+
+    Args:
+        q, k: patterns; ``[head]`` stands for a head's number where each head has its own tensor. None: no weights.
+        kind, per_head: as in QKNorm.
+        offset: added to the stored gain.
+        flag: config key that switches a norm without weights on.
+        temperature: pattern of a learned factor per head, stored as its logarithm (cosine attention).
+    """
+
+    q: str | None
+    k: str | None
+    kind: Literal["rms", "layer", "l2"] = "rms"
+    per_head: bool = True
+    offset: float = 0.0
+    flag: str | None = None
+    temperature: str | None = None
+
+
+@dataclass(frozen=True)
+class RotaryRule:
+    """How a family rotates queries and keys; the base and the share that rotates come from its config.
+
+    Args:
+        pairing: as in Rotary.
+        share: part of d_q that rotates where the config is silent.
+        theta: base where the config is silent.
+        end: whether the last coordinates rotate (latent attention) and not the first.
+        flag: config (key, value) that must hold for the model to rotate at all.
+    """
+
+    pairing: Literal["halves", "adjacent"] = "halves"
+    share: float = 1.0
+    theta: float = 10_000.0
+    end: bool = False
+    flag: tuple[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One row of the table.
+
+    Args:
+        name: the family, as reports show it.
+        model_types: values of the config's ``model_type`` that this row reads.
+        weights: where q and k are, and how they are cut.
+        block: "self", "encoder.self", "decoder.cross", ...
+        inputs_first: the weight is stored (d, rows), as Conv1D does.
+        heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it; kv_heads = () says
+            that every query head has its own key head.
+        when: config facts that must hold for this row ("multi_query": True); a missing key reads as None.
+        scale: factor on the logits.
+        norm, k_norm: normalisation of the queries' and keys' input (k_norm None: the same); norm None: not known.
+        full: the heads together are exactly as wide as the input, which tells a transposed weight from a plain one.
+        qk_norm, rotary: or None.
+        biases: patterns of the biases where they are not the weight's name with ``.bias``.
+        softcap, clamp, context: config keys.
+        causal: whether a token sees only those before it.
+        softmax: False for linear attention.
+        by_name: whether the names alone prove the layout, so that it also reads files without a model_type.
+        remarks: what a reader of the logits must know.
+        unknown: what the weights cannot tell about the logits.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    weights: Weights
+    block: str = "self"
+    inputs_first: bool = False
+    heads: tuple[str, ...] | int = HEADS
+    kv_heads: tuple[str, ...] | int = KV_HEADS
+    head_dim: tuple[str, ...] = HEAD_DIM
+    when: Mapping[str, object] = field(default_factory=dict)
+    scale: ScaleRule = inverse_root
+    norm: InputNorm | None = None
+    k_norm: InputNorm | None = None
+    full: bool = False
+    qk_norm: QKNormAt | None = None
+    rotary: RotaryRule | None = None
+    biases: tuple[str | None, str | None] | None = None
+    softcap: str | None = None
+    clamp: str | None = None
+    context: tuple[str, ...] = ()
+    causal: bool = False
+    softmax: bool = True
+    by_name: bool = False
+    remarks: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in self.patterns():
+            if not pattern or pattern.count("{}") > 2 or pattern.startswith(".") or pattern.endswith((".", ".weight")):
+                raise LayoutError(
+                    f"layout {self.name}: {pattern!r} is no pattern; write a tensor's name with {{}} for its layer"
+                )
+        if len({pattern.count("{}") for pattern in self.patterns()}) != 1:
+            raise LayoutError(f"layout {self.name}: its patterns {self.patterns()} differ in their number of {{}}")
+
+    def patterns(self) -> tuple[str, ...]:
+        """Return the patterns of the weights; the first is the one that a checkpoint is searched for."""
+        match self.weights:
+            case Separate(q=q, k=k):
+                return (q, k)
+            case Fused(qkv=qkv):
+                return (qkv,)
+            case Latent(q=q, q_a=q_a, q_b=q_b, kv_a=kv_a, kv_b=kv_b):
+                return (kv_b, kv_a, q, q_a, q_b)
+
+
+def fill(pattern: str, numbers: tuple[int, ...]) -> str:
+    """Return a pattern with its ``{}`` replaced by numbers; a pattern with fewer takes the first ones."""
+    return pattern.format(*numbers)
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a tensor name: whatever prefix, the pattern, and ``.weight`` or nothing."""
+    body = re.escape(pattern).replace(r"\{\}", r"(\d{1,9})")
+    return re.compile(rf"(?P<prefix>(?:.*\.)?){body}(?P<suffix>\.weight)?", re.DOTALL)

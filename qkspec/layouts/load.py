@@ -1,0 +1,172 @@
+"""Read one attention module: the only place of this room where tensor data is touched."""
+
+import numpy as np
+
+from qkspec.checkpoints.store import Checkpoint, Store
+from qkspec.errors import LayoutError
+from qkspec.layouts import facts
+from qkspec.layouts.cut import Rows, as_matrix, latent_keys, latent_queries, parts_of, span, spread
+from qkspec.layouts.heads import group_count
+from qkspec.layouts.layout import InputNorm, Latent, QKNormAt, Separate
+from qkspec.layouts.modules import Module, Plan
+from qkspec.qk import Array, Norm, QKLayer, QKNorm
+
+
+def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa: ARG001 - the plan proves the module is the checkpoint's
+    """Return one attention module with its weights cut into heads; only its own tensors are read.
+
+    Args:
+        checkpoint: the checkpoint that was planned.
+        plan: its plan.
+        module: one of the plan's modules.
+
+    Raises:
+        LayoutError: a tensor's shape is not what the layout needs.
+        CheckpointError: the bytes cannot be read.
+    """
+    row, store = module.row, checkpoint.store
+    q, k = _weights(store, module)
+    q_bias, k_bias = _biases(store, module)
+    q_input = _norm(store, module, "q_input", row.norm)
+    k_input = _norm(store, module, "k_input", row.k_norm) if row.k_norm is not None else q_input
+    return QKLayer(
+        name=module.name,
+        layer=module.layer,
+        block=module.block,
+        q=q,
+        k=k,
+        scale=row.scale(module.config, module.d_q, module.layer) * facts.yarn_factor(module.config, module.layer),
+        stored=module.stored,
+        q_bias=q_bias,
+        k_bias=k_bias,
+        q_input=q_input,
+        k_input=k_input,
+        qk_norm=_qk_norm(store, module),
+        rotary=facts.rotary(row, module.config, module.d_q, module.layer),
+        softcap=facts.number(module.config, row.softcap) if row.softcap else None,
+        clamp=facts.number(module.config, row.clamp) if row.clamp else None,
+        causal=row.causal or module.config.get("is_decoder") is True,
+        softmax=row.softmax,
+        context=facts.context(row, module.config),
+        remarks=module.remarks + facts.remarks(row, module.config, module.layer),
+        unknown=module.unknown + _unknown(module),
+    )
+
+
+def _weights(store: Store, module: Module) -> tuple[Array, Array]:
+    row, counts, roles = module.row, module.counts, module.roles
+    if isinstance(row.weights, Latent):
+        factors = [store.read(roles[role]) for role in ("q", "q_b", "q_a") if role in roles]
+        q = latent_queries(factors, counts)
+        return q, latent_keys(store.read(roles["kv_b"]), store.read(roles["kv_a"]), counts)
+    q_rows, k_rows = parts_of(row, counts)
+    q_name, k_name = roles.get("q", roles.get("qkv", "")), roles.get("k", roles.get("qkv", ""))
+    if q_name == k_name and not row.inputs_first:
+        both = _rows(store, q_name, np.concatenate([q_rows, k_rows]), module)
+        q, k = both[: q_rows.size], both[q_rows.size :]
+    elif q_name == k_name:
+        whole = as_matrix(store.read(q_name), row)
+        q, k = whole[q_rows], whole[k_rows]
+    else:
+        q, k = _rows(store, q_name, q_rows, module), _rows(store, k_name, k_rows, module)
+    return q.reshape(counts.heads, counts.d_q, -1), k.reshape(counts.kv_heads, counts.d_q, -1)
+
+
+def _rows(store: Store, name: str, rows: Rows, module: Module) -> Array:
+    """Return rows of a weight as (len(rows), d), reading no others where they are contiguous in the file."""
+    row = module.row
+    groups = getattr(row.weights, "groups", None)
+    plain = (
+        not row.inputs_first and groups is None and not (isinstance(row.weights, Separate) and row.weights.heads_first)
+    )
+    stretch = span(rows) if plain else None
+    if stretch is not None and stretch != slice(0, store.shape(name)[0]):
+        return as_matrix(store.read(name, rows=stretch), row)[rows - stretch.start]
+    whole = as_matrix(store.read(name), row)
+    if groups is not None:
+        whole = spread(whole, group_count(module.config, groups, is_key=name == module.roles["k"]))
+    return whole[rows]
+
+
+def _biases(store: Store, module: Module) -> tuple[Array | None, Array | None]:
+    """Return the (heads, d_q) and (kv_heads, d_q) biases, each None where the model has none."""
+    roles, counts, row = module.roles, module.counts, module.row
+    if isinstance(row.weights, Latent):
+        return None, None
+    found: list[Array | None] = []
+    q_rows, k_rows = parts_of(row, counts)
+    for role, rows, heads in (("q_bias", q_rows, counts.heads), ("k_bias", k_rows, counts.kv_heads)):
+        name = roles.get(role, roles.get("qkv_bias"))
+        if name is None:
+            found.append(None)
+            continue
+        stored = store.read(name).reshape(-1)
+        if stored.size <= int(rows.max()):
+            raise LayoutError(
+                f"{module.name}: {name} has {stored.size} entries, too few for {heads} heads of {counts.d_q}"
+            )
+        found.append(stored[rows].reshape(heads, counts.d_q))
+    return found[0], found[1]
+
+
+def _norm(store: Store, module: Module, role: str, at: InputNorm | None) -> Norm | None:
+    if at is None or at.kind == "none":
+        return None
+    name = module.roles.get(role)
+    if name is None:
+        return Norm(at.kind) if at.at is None else None
+    bias = module.roles.get(f"{role}_bias")
+    return Norm(
+        at.kind, store.read(name).reshape(-1) + at.offset, None if bias is None else store.read(bias).reshape(-1)
+    )
+
+
+def _qk_norm(store: Store, module: Module) -> QKNorm | None:
+    at, roles = module.row.qk_norm, module.roles
+    if at is None:
+        return None
+    q, k = _gains(store, module, "q_norm", at), _gains(store, module, "k_norm", at)
+    temperature = None
+    if at.temperature is not None and "temperature" in roles:
+        temperature = np.exp(np.minimum(store.read(roles["temperature"]).reshape(-1), np.log(100.0)))
+    if q is None and k is None and not (at.flag is not None and module.config.get(at.flag)) and temperature is None:
+        return None
+    q_bias, k_bias = _gains(store, module, "q_norm_bias", at), _gains(store, module, "k_norm_bias", at)
+    return QKNorm(at.kind, at.per_head, q, k, q_bias, k_bias, temperature)
+
+
+def _gains(store: Store, module: Module, role: str, at: QKNormAt) -> Array | None:
+    """Return a norm's gain or bias as (heads, d_q): shared by the heads, one a head, or over the full width."""
+    heads = module.heads if role.startswith("q") else module.kv_heads
+    names = (
+        [module.roles[role]]
+        if role in module.roles
+        else [name for key, name in module.roles.items() if key.startswith(f"{role}.")]
+    )
+    if not names:
+        return None
+    stored = np.concatenate([store.read(name).reshape(-1) for name in names])
+    if not role.endswith("_bias"):
+        stored = stored + at.offset
+    if stored.size == module.d_q:
+        return np.broadcast_to(stored, (heads, module.d_q))
+    if stored.size != heads * module.d_q:
+        raise LayoutError(
+            f"{module.name}: {names[0]} has {stored.size} entries, neither one head's {module.d_q} nor {heads} heads'"
+        )
+    return stored.reshape(heads, module.d_q)
+
+
+def _unknown(module: Module) -> tuple[str, ...]:
+    """Return what could not be learned about the logits."""
+    row, found = module.row, []
+    for role, at, what in (("q_input", row.norm, "input norm"), ("k_input", row.k_norm, "norm of the keys' input")):
+        if role == "k_input" and at is None:
+            continue
+        if at is None or (at.kind != "none" and at.at is not None and role not in module.roles):
+            found.append(what)
+        elif at.kind == "none" and row.qk_norm is None:
+            found.append("scale of the attention input, which no norm sets")
+    if isinstance(row.weights, Latent):
+        found.append("norm between the factors of latent attention")
+    return tuple(found)

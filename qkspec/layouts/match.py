@@ -1,0 +1,152 @@
+"""Which rows of the table read which tensors: by the config's model types, or by names and shapes alone."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from qkspec.layouts.heads import look_up
+from qkspec.layouts.layout import Config, Layout, expression
+
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
+COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
+WORDS = {
+    "vision": r"vision|visual|image|img|vit\b",
+    "audio": r"audio|speech|sound",
+    "text": r"text|language|llm",
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A config, or one nested in it ("vision_config"), with the path of kinds that leads to it."""
+
+    kinds: tuple[str, ...]
+    config: Config
+    model_type: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row that matches one attention module.
+
+    Args:
+        row, scope: the layout, and the config that speaks for it.
+        prefix: what stands before the row's patterns; suffix: ".weight" or nothing.
+        numbers: what the ``{}`` stood for.
+        anchor: the canonical name of the matched tensor.
+    """
+
+    row: Layout
+    scope: Scope
+    prefix: str
+    suffix: str
+    numbers: tuple[int, ...]
+    anchor: str
+
+    @property
+    def path(self) -> str:
+        """The attention module's path: the tensor's name without its last part."""
+        stem = self.anchor.removesuffix(".weight")
+        return stem.rpartition(".")[0] or stem
+
+
+def canonical(names: Iterable[str]) -> dict[str, str]:
+    """Return each tensor's name without the wrappers of compile, FSDP and checkpointing ▸ its name in the file."""
+    found = {}
+    for name in names:
+        plain = name
+        for wrapper in WRAPPERS:
+            plain = plain.replace(wrapper, "")
+        found[plain] = name
+    return found
+
+
+def scopes(config: Config, kinds: tuple[str, ...] = (), parent: str = "") -> Iterator[Scope]:
+    """Yield the config and those nested in it that describe a model, outermost first, four deep at most."""
+    stated = config.get("model_type")
+    kind = stated if isinstance(stated, str) else parent
+    yield Scope(kinds, config, kind)
+    if len(kinds) >= 4:
+        return
+    for key, value in config.items():
+        if isinstance(value, Mapping) and (key.endswith("_config") or key in ("encoder", "decoder", "generator")):
+            if key not in ("quantization_config", "attn_config", "ffn_config", "generation_config"):
+                yield from scopes(value, (*kinds, key.removesuffix("_config")), kind)
+
+
+def affinity(name: str, scope: Scope, kinds: frozenset[str]) -> int:
+    """Return how well a tensor's name suits a scope: negative where the name speaks of another part of the model."""
+    spoken = {kind for kind in kinds if _speaks(name, kind)}
+    wanted = set(scope.kinds)
+    silent = {kind for kind in wanted - spoken if kind != "text"}
+    return len(wanted & spoken) - len(spoken - wanted) - len(silent)
+
+
+def _speaks(name: str, kind: str) -> bool:
+    if kind in ("encoder", "decoder"):
+        first = re.search(r"(?:^|\.)(encoder|decoder)\.", name)
+        return first is not None and first[1] == kind
+    return re.search(WORDS.get(kind, re.escape(kind)), name) is not None
+
+
+def holds(row: Layout, config: Config) -> bool:
+    """Return whether the config facts that a row asks for hold; a missing key reads as None."""
+    return all(_same(look_up(config, (key,)), wanted) for key, wanted in row.when.items())
+
+
+def _same(value: object, wanted: object) -> bool:
+    if isinstance(wanted, bool) or wanted is None:
+        return bool(value) == bool(wanted)
+    return value == wanted
+
+
+def candidates(
+    table: Iterable[Layout], parts: tuple[Scope, ...], *, forced: bool = False
+) -> list[tuple[Layout, Scope]]:
+    """Return the rows that the config's model types call for; where they call for none, those that names alone prove.
+
+    Args:
+        table: rows to choose from.
+        parts: the config and those nested in it.
+        forced: take every row (a user's own layout) whatever the config calls itself.
+    """
+    rows = tuple(table)
+    if forced:
+        return [(row, part) for part in parts for row in rows]
+    typed = [
+        (row, part) for part in parts for row in rows if part.model_type in row.model_types and holds(row, part.config)
+    ]
+    return typed or [(row, part) for part in parts for row in rows if row.by_name]
+
+
+def claims(names: Iterable[str], pairs: Iterable[tuple[Layout, Scope]]) -> dict[str, list[Claim]]:
+    """Return, for each matched tensor, the best claims on it: more than one only where rows match equally well.
+
+    Best is the claim whose scope suits the name, then the one with the longest pattern.
+    """
+    pairs = tuple(pairs)
+    kinds = frozenset(kind for _, scope in pairs for kind in scope.kinds)
+    everything = tuple(names)
+    best: dict[str, tuple[tuple[int, int, int], list[Claim]]] = {}
+    for row, scope in pairs:
+        for claim in _matches(row, scope, everything):
+            suits = affinity(claim.anchor, scope, kinds)
+            if suits < 0:
+                continue
+            score = (suits, len(row.patterns()[0]), -len(scope.kinds))
+            held = best.get(claim.anchor)
+            if held is None or score > held[0]:
+                best[claim.anchor] = (score, [claim])
+            elif score == held[0]:
+                held[1].append(claim)
+    return {anchor: found for anchor, (_, found) in best.items()}
+
+
+def _matches(row: Layout, scope: Scope, names: tuple[str, ...]) -> Iterator[Claim]:
+    pattern = row.patterns()[0]
+    tail = pattern.rpartition("{}")[2]
+    ends, regex = (tail, tail + ".weight"), expression(pattern)
+    for name in names:
+        if name.endswith(ends) and (match := regex.fullmatch(name)):
+            numbers = tuple(int(digits) for digits in match.groups()[1:-1])
+            yield Claim(row, scope, match["prefix"], match["suffix"] or "", numbers, name)

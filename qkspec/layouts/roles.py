@@ -1,0 +1,124 @@
+"""Which tensor plays which part for one attention module: weights, biases, the norms before and after the projection."""
+
+import re
+from collections.abc import Mapping
+
+from qkspec.errors import LayoutError
+from qkspec.layouts.layout import Fused, InputNorm, Latent, Layout, Separate, fill
+from qkspec.layouts.match import Claim
+
+Names = Mapping[str, str]
+GAINS = (".weight", ".gamma", ".scale", ".g", "")
+SHIFTS = (".bias", ".beta")
+
+
+def roles(claim: Claim, names: Names, heads: int) -> dict[str, str]:
+    """Return role ▸ canonical tensor name for everything that ``read`` will need; absent roles are absent tensors.
+
+    Raises:
+        LayoutError: the checkpoint has the query weight but not the key weight, or half of a factorisation.
+    """
+    found = weights(claim, names)
+    found |= _biases(claim, names, found)
+    row = claim.row
+    for role, norm in (("q_input", row.norm), ("k_input", row.k_norm)):
+        if norm is not None and norm.at is not None and norm.kind != "none":
+            found |= _norm(role, norm, claim, names)
+    if row.qk_norm is not None:
+        for role, pattern in (("q_norm", row.qk_norm.q), ("k_norm", row.qk_norm.k)):
+            found |= _qk_norm(role, pattern, claim, names, heads)
+        if row.qk_norm.temperature is not None:
+            found |= _first("temperature", _at(claim, row.qk_norm.temperature), ("", ".weight"), names)
+    return found
+
+
+def weights(claim: Claim, names: Names) -> dict[str, str]:
+    """Return the roles of the weights alone."""
+    match claim.row.weights:
+        case Fused():
+            return {"qkv": claim.anchor}
+        case Separate(k=k):
+            return {"q": claim.anchor, "k": _must(claim, k, names)}
+        case Latent(q=q, q_a=q_a, q_b=q_b, kv_a=kv_a):
+            found = {"kv_b": claim.anchor, "kv_a": _must(claim, kv_a, names)}
+            if _at(claim, q) + claim.suffix in names:
+                return found | {"q": _must(claim, q, names)}
+            return found | {"q_a": _must(claim, q_a, names), "q_b": _must(claim, q_b, names)}
+
+
+def strangers(claim: Claim, names: Names, taken: Mapping[str, str]) -> list[str]:
+    """Return norm-like tensors beside the weights that no role accounts for: something else happens to q or k."""
+    start, known = claim.path + ".", set(taken.values())
+    hits = (name for name in names if name.startswith(start) and name not in known)
+    return [
+        name
+        for name in hits
+        if re.search(r"(^|[._])(q|k|qk|query|key)\w*(norm|ln|layernorm)", name.removeprefix(start))
+    ]
+
+
+def _at(claim: Claim, pattern: str) -> str:
+    return claim.prefix + fill(pattern, claim.numbers)
+
+
+def _must(claim: Claim, pattern: str, names: Names) -> str:
+    name = _at(claim, pattern) + claim.suffix
+    if name not in names:
+        raise LayoutError(f"{claim.anchor} is there but {name} is not, so {claim.path} cannot be measured")
+    return name
+
+
+def _first(role: str, stem: str, suffixes: tuple[str, ...], names: Names) -> dict[str, str]:
+    return next(({role: stem + suffix} for suffix in suffixes if stem + suffix in names), {})
+
+
+def _biases(claim: Claim, names: Names, found: Mapping[str, str]) -> dict[str, str]:
+    stated = claim.row.biases
+    if stated is not None:
+        pairs = zip(("qkv_bias",) if "qkv" in found else ("q_bias", "k_bias"), stated, strict=False)
+        return {role: _at(claim, at) for role, at in pairs if at is not None and _at(claim, at) in names}
+    biases = {f"{role}_bias": weight.removesuffix(".weight") + ".bias" for role, weight in found.items()}
+    return {role: name for role, name in biases.items() if name in names}
+
+
+def _norm(role: str, norm: InputNorm, claim: Claim, names: Names) -> dict[str, str]:
+    stem = _norm_stem(norm, claim, names)
+    if not stem:
+        return {}
+    gain = _first(role, stem, GAINS, names)
+    return gain | _first(f"{role}_bias", stem, SHIFTS, names)
+
+
+def _norm_stem(norm: InputNorm, claim: Claim, names: Names) -> str:
+    """Return the name of the norm that feeds a module, without its suffix; "" where it is not known."""
+    at = norm.at or ""
+    if norm.last:
+        return claim.prefix + fill(at, (_last(claim.prefix, at, names),)) if "{}" in at else claim.prefix + at
+    if norm.first is None:
+        return _at(claim, at)
+    if claim.numbers and claim.numbers[-1] > 0:
+        return claim.prefix + fill(at, (*claim.numbers[:-1], claim.numbers[-1] - 1))
+    return claim.prefix + norm.first if norm.first else ""
+
+
+def _last(prefix: str, at: str, names: Names) -> int:
+    regex = re.compile(re.escape(prefix + at).replace(r"\{\}", r"(\d{1,9})") + r"(?:\.\w+)?")
+    return max((int(match[1]) for name in names if (match := regex.fullmatch(name))), default=0)
+
+
+def _qk_norm(role: str, pattern: str | None, claim: Claim, names: Names, heads: int) -> dict[str, str]:
+    if pattern is None:
+        return {}
+    if "[head]" not in pattern:
+        stem = _at(claim, pattern)
+        return _first(role, stem, GAINS, names) | _first(f"{role}_bias", stem, SHIFTS, names)
+    found: dict[str, str] = {}
+    for head in range(heads):
+        stem = _at(claim, pattern.replace("[head]", str(head)))
+        found |= _first(f"{role}.{head}", stem, GAINS, names) | _first(f"{role}_bias.{head}", stem, SHIFTS, names)
+    return found
+
+
+def is_latent(row: Layout) -> bool:
+    """Return whether a row's weights are products of factors."""
+    return isinstance(row.weights, Latent)

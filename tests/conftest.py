@@ -1,0 +1,48 @@
+"""Fixtures of the whole suite."""
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+
+_DECLARED: list[object] = []
+
+
+class TorchvisionOperators(MetaPathFinder):
+    """Let ``import torchvision`` succeed beside a torch that its compiled extension was not built for.
+
+    Its wheel on PyPI is built against CUDA torch; beside CPU torch the extension does not load, and then torchvision fails on
+    registering meta kernels for two operators that do not exist. timm and transformers import torchvision but never call
+    those, so declaring their schemas (no implementation) is enough. Where the extension loads, nothing is declared.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        import torch
+
+        spec = importlib.util.find_spec("torchvision")
+        if spec is not None and spec.submodule_search_locations and not _loads(spec.submodule_search_locations[0]):
+            library = torch.library.Library("torchvision", "DEF")
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _DECLARED.append(library)
+        return None
+
+
+def _loads(folder: str) -> bool:
+    from pathlib import Path
+
+    import torch
+
+    extension = next(Path(folder).glob("_C*.so"), None)
+    try:
+        if extension is not None:
+            torch.ops.load_library(extension)
+    except OSError:
+        return False
+    return extension is not None
+
+
+sys.meta_path.insert(0, TorchvisionOperators())

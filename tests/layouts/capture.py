@@ -1,0 +1,293 @@
+"""What a running model really computes: q and k caught in its attention call, as maps of the module's own input.
+
+Nothing here knows a tensor's name. Every attention-like module gets random input in place of its own (so that the map
+is found on the whole space and not on what a LayerNorm lets through), sequences of length one at position zero (where
+rotation is the identity), and norms inside the module are switched off (so that the map is linear). The q and k that
+arrive at the attention call are regressed on that input.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+ATTENTION = re.compile(r"Attention|Attn|MHA|Aggregation|SelfAtt|Mixer2?RVLCD|EsmSelf")
+NORM = re.compile(r"Norm|ClippedLinear_")
+PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.baddbmm, torch.Tensor.bmm}
+
+
+@dataclass
+class Caught:
+    """One attention call.
+
+    Args:
+        path: the module's path in the live model.
+        x, y: (samples, d) random inputs of queries and of keys.
+        q, k: (samples, heads, d_q) as they arrive at the call.
+        factor: what the call multiplies q'k by, where it says; None where the softmax has to tell.
+        scores: (samples, heads) what went into the softmax.
+        natural: (samples, d) the input the module would have had, and the keys' likewise.
+        normed: norm modules that ran inside, between input and call.
+    """
+
+    path: str
+    x: torch.Tensor
+    y: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    factor: float | None
+    natural: torch.Tensor
+    natural_y: torch.Tensor
+    scores: torch.Tensor | None = None
+    normed: list[str] = field(default_factory=list)
+
+
+class Watch(TorchFunctionMode):
+    """Catch the first product of two batched matrices inside an attention module, and the softmax after it."""
+
+    def __init__(self, names: dict[torch.nn.Module, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.stack: list[torch.nn.Module] = []
+        self.inputs: dict[torch.nn.Module, tuple] = {}
+        self.caught: dict[str, Caught] = {}
+        self.normed: dict[torch.nn.Module, list[str]] = {}
+        self.interface = 0
+        self.generator = torch.Generator().manual_seed(7)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.stack and not self.interface:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                q, k = args[0], args[1]
+                scale = kwargs.get("scale")
+                self.catch(self.stack[-1], q, k, q.shape[-1] ** -0.5 if scale is None else scale)
+            elif func in PRODUCTS:
+                first, second = (args[1], args[2]) if "baddbmm" in func.__name__ else (args[0], args[1])
+                if "batch1" in kwargs:
+                    first, second = kwargs["batch1"], kwargs["batch2"]
+                if first.ndim >= 3 and second.ndim >= 3 and first.ndim == second.ndim:
+                    self.catch(self.stack[-1], first, second.transpose(-1, -2), None)
+            elif func is torch.einsum and len(args) >= 2:
+                self.einsum(args[0], args[1:] if not isinstance(args[1], list | tuple) else args[1])
+            elif func in (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax):
+                self.softmax(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+    def einsum(self, equation: str, operands) -> None:
+        """Catch the products of XLNet ("ibnd,jbnd->bnij") and of the convolutional families."""
+        equation = equation.replace(" ", "")
+        left, _, out = equation.partition("->")
+        terms = left.split(",")
+        if len(terms) != 2 or len(out) < 3:
+            return
+        one, two = terms
+        summed = [c for c in one if c in two and c not in out]
+        batch = [c for c in one if c in two and c in out]
+        free_one = [c for c in one if c not in two]
+        free_two = [c for c in two if c not in one]
+        if len(summed) != 1 or len(free_one) != 1 or len(free_two) != 1 or not batch:
+            return
+        ordered = [c for c in out if c in batch]
+        if len(ordered) not in (1, 2):
+            return
+        q = torch.einsum(f"{one}->{''.join(ordered)}{free_one[0]}{summed[0]}", operands[0])
+        k = torch.einsum(f"{two}->{''.join(ordered)}{free_two[0]}{summed[0]}", operands[1])
+        self.catch(self.stack[-1], q, k, None)
+
+    def catch(self, module, q, k, factor) -> None:
+        owner = next((m for m in reversed(self.stack) if m in self.inputs), None)
+        name = self.names.get(module)
+        if owner is None or name is None or name in self.caught:
+            return
+        x, y, natural, natural_y = self.inputs[owner]
+        made = shape_up(q, x), shape_up(k, y)
+        if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
+            return
+        self.caught[name] = Caught(
+            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), normed=list(self.normed.get(owner, []))
+        )
+
+    def softmax(self, scores) -> None:
+        held = self.caught.get(self.names.get(self.stack[-1]))
+        if held is not None and held.scores is None and held.factor is None:
+            samples, heads = held.q.shape[:2]
+            if scores.numel() == samples * heads and scores.shape[-1] == 1:
+                held.scores = scores.detach().reshape(samples, heads).clone()
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).double()
+
+
+def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q), matched to x (batch, tokens, d)."""
+    batch, tokens = int(np.prod(x.shape[:-2])), x.shape[-2]
+    q = q.detach()
+    if q.ndim == 5:  # (batch, heads, windows, tokens, d_q) and the like: fold the ones
+        ones = [i for i, n in enumerate(q.shape[:-1]) if n == 1]
+        if not ones:
+            return None
+        q = q.squeeze(ones[0])
+    if q.ndim == 4 and q.shape[0] == batch and q.shape[2] == tokens:
+        return q.transpose(1, 2).reshape(batch * tokens, q.shape[1], -1).double().clone()
+    if q.ndim == 4 and q.shape[0] * q.shape[2] == batch * tokens:
+        return q.transpose(1, 2).reshape(batch * tokens, q.shape[1], -1).double().clone()
+    if q.ndim == 3 and q.shape[1] == tokens and q.shape[0] % batch == 0:
+        return q.reshape(batch, -1, tokens, q.shape[-1]).transpose(1, 2).reshape(batch * tokens, -1, q.shape[-1]).double().clone()
+    return None
+
+
+@contextmanager
+def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION) -> Iterator[Watch]:
+    """Run the model inside this, then read ``watch.caught``."""
+    names = {module: name for name, module in model.named_modules()}
+    watch = Watch(names)
+    with ExitStack() as stack:
+        for module, name in names.items():
+            kind = type(module).__name__
+            if attention.search(kind) and not NORM.search(kind):
+                stack.callback(module.register_forward_pre_hook(lambda m, a, k: enter(watch, m, a, k), with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(lambda m, a, o: watch.stack.pop() and None, always_call=True).remove)
+            elif NORM.search(kind):
+                stack.callback(neutral(module, watch))
+        stack.enter_context(through_interface(watch))
+        stack.enter_context(watch)
+        yield watch
+
+
+def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
+    """Switch a norm off while an attention module is running."""
+    plain = module.forward
+
+    def forward(x, *args, **kwargs):
+        if not watch.stack:
+            return plain(x, *args, **kwargs)
+        watch.normed.setdefault(watch.stack[-1], []).append(watch.names[module])
+        return x
+
+    module.forward = forward
+    return lambda: delattr(module, "forward")
+
+
+ROLES = ("hidden_states", "x", "query", "query_states", "hidden_state", "inputs", "input", "h", "embeddings", "src", "queries")
+OTHER = ("key_value_states", "encoder_hidden_states", "key", "value", "context", "cross_attention_states", "kv")
+
+
+def enter(watch: Watch, module, args, kwargs):
+    """Put random tensors in place of a module's inputs; equal inputs stay equal."""
+    watch.stack.append(module)
+    fresh: dict[int, torch.Tensor] = {}
+    order: list[torch.Tensor] = []
+
+    def swap(value):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 3 or value.shape[-1] < 2:
+            return value
+        if id(value) not in fresh:
+            fresh[id(value)] = torch.randn(value.shape, generator=watch.generator, dtype=torch.float64).to(value.dtype)
+            order.append(value)
+        return fresh[id(value)]
+
+    with torch._C.DisableTorchFunction():
+        width = next((a.shape[-1] for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim >= 3), None)
+        if width is None:
+            return args, kwargs
+        new_args = list(args)
+        if args:
+            new_args[0] = swap(args[0])
+            for i in range(1, len(args)):
+                is_tensor = isinstance(args[i], torch.Tensor)
+                if is_tensor and args[i].ndim == args[0].ndim == 3 and (id(args[i]) in fresh or args[i].shape[-1] == width or args[i].shape[0] == args[0].shape[0]):
+                    new_args[i] = swap(args[i])
+        new_kwargs = {}
+        for key, value in kwargs.items():
+            new_kwargs[key] = swap(value) if key in ROLES + OTHER else value
+    if order:
+        x = fresh[id(order[0])]
+        other = next((kwargs[key] for key in OTHER if isinstance(kwargs.get(key), torch.Tensor) and kwargs[key].ndim >= 3), None)
+        if other is None and len(order) > 1:
+            other = order[1]
+        y = x if other is None else fresh[id(other)]
+        natural_y = order[0] if other is None else other
+        watch.inputs[module] = (x, y, order[0], natural_y)
+        watch.normed[module] = []
+    return tuple(new_args), new_kwargs
+
+
+@contextmanager
+def through_interface(watch: Watch) -> Iterator[None]:
+    """Catch the calls that go through transformers' table of attention functions."""
+    try:
+        from transformers.modeling_utils import AttentionInterface
+    except ImportError:
+        yield
+        return
+    plain = AttentionInterface.get_interface
+
+    def get_interface(self, *args, **kwargs):
+        found = plain(self, *args, **kwargs)
+
+        def call(module, query, key, *rest, **options):
+            scaling = options.get("scaling")
+            if scaling is None:
+                scaling = query.shape[-1] ** -0.5
+            watch.catch(module, query, key, float(scaling) if not isinstance(scaling, torch.Tensor) or scaling.numel() == 1 else None)
+            watch.interface += 1
+            try:
+                return found(module, query, key, *rest, **options)
+            finally:
+                watch.interface -= 1
+
+        return call
+
+    AttentionInterface.get_interface = get_interface
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = plain
+
+
+@dataclass(frozen=True)
+class Map:
+    """The affine maps of one module: q = wq x + bq, k = wk y + bk, and the factor on q'k."""
+
+    path: str
+    wq: np.ndarray  # (heads, d_q, d + 1), the last column the bias
+    wk: np.ndarray
+    factor: float
+    natural: np.ndarray
+    natural_y: np.ndarray
+    normed: tuple[str, ...]
+
+
+def regress(caught: Caught) -> Map:
+    """Return the maps; AssertionError where q or k is no affine function of the input."""
+    wq, wk = affine(caught.x, caught.q), affine(caught.y, caught.k)
+    factor = caught.factor
+    if factor is None:
+        assert caught.scores is not None, f"{caught.path}: no softmax was seen"
+        groups = caught.q.shape[1] // caught.k.shape[1]
+        dots = (caught.q * caught.k.repeat_interleave(groups, 1)).sum(-1)
+        factor = slope(dots, caught.scores.double())
+    return Map(caught.path, wq, wk, factor, caught.natural.numpy(), caught.natural_y.numpy(), tuple(caught.normed))
+
+
+def affine(x: torch.Tensor, q: torch.Tensor) -> np.ndarray:
+    samples, heads, d_q = q.shape
+    one = torch.cat([x, torch.ones(samples, 1, dtype=x.dtype)], 1).numpy()
+    target = q.reshape(samples, -1).numpy()
+    assert samples >= one.shape[1], f"{samples} samples for {one.shape[1]} unknowns"
+    found, _, rank, _ = np.linalg.lstsq(one, target, rcond=None)
+    assert rank == one.shape[1], "inputs do not span the space"
+    left = np.abs(one @ found - target).max() / (np.abs(target).max() + 1e-30)
+    assert left < 1e-5, f"not an affine map of the input (residual {left:.1e})"
+    return found.T.reshape(heads, d_q, -1)
+
+
+def slope(dots: torch.Tensor, scores: torch.Tensor) -> float:
+    a, b = (dots - dots.mean(0)).flatten(), (scores - scores.mean(0)).flatten()
+    return float((a @ b) / (a @ a))
