@@ -46,13 +46,13 @@ def map_indices(maps: F32 | F64, *, causal: bool) -> MapIndices:
         MapIndices; NaN for a head whose map is not finite.
     """
     tokens = maps.shape[-1]
-    finite = np.isfinite(maps).all(axis=(1, 2))
+    finite = np.asarray(np.isfinite(maps).all(axis=(1, 2)))
     a = np.where(finite[:, None, None], maps, 1.0 / tokens).astype(np.float64)
     rows = -np.sum(a * np.log(np.where(a > 0, a, 1.0)), axis=2)
     lengths = np.arange(1, tokens + 1) if causal else np.full(tokens, tokens)
     counted = lengths > 1
     entropy = (rows[:, counted] / np.log(lengths[counted])).mean(axis=1)
-    shares = np.linalg.svd(a, compute_uv=False) ** 2
+    shares = np.asarray(np.linalg.svd(a, compute_uv=False) ** 2, dtype=np.float64)
     rank = effective_rank(shares) / tokens
     diagonal = np.einsum("hii->h", a) / tokens
     best = a.argmax(axis=2)

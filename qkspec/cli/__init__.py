@@ -36,7 +36,7 @@ for _name, _command in COMMANDS:
     app.command(_name)(_command)
 
 # Typer carries its own Click and exports one of its usage errors: the base of that class is every error of the parser.
-_ParserError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class _Terminated(BaseException):

@@ -155,7 +155,7 @@ def _whole(flag: int | None, table: Mapping[str, Any], key: str, where: str) -> 
 def _whole_numbers(value: object, name: str) -> list[int] | None:
     if value is None:
         return None
-    items: list[int] = value if isinstance(value, list) else [value]
+    items: list[Any] = value if isinstance(value, list) else [value]
     if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
         raise UsageError(f"{name} is {value!r}: give whole numbers")
     return items

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from build import collapsed_layer, random_layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qkspec import metrics
+from qkspec.qk import Norm, QKNorm
+from qkspec.spectrum import singular_values
+
+spectra_of = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.floats(0, 1e6)).map(
+    lambda s: -np.sort(-s, axis=1)
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(spectra_of)
+def test_against_naive_sums(sigma):
+    for h, row in enumerate(sigma.tolist()):
+        total = sum(x * x for x in row)
+        assert metrics.frobenius(sigma)[h] == pytest.approx(total**0.5)
+        if row[0] == 0 or total < 1e-280:
+            continue
+        shares = [x * x / total for x in row]
+        for s in range(1, len(row) + 1):
+            assert metrics.sec(sigma, s)[h] == pytest.approx(sum(shares[:s]))
+        assert metrics.stable_rank(sigma)[h] == pytest.approx(total / row[0] ** 2)
+        entropy = -sum(p * np.log(p) for p in shares if p > 0)
+        assert metrics.spectral_effective_rank(sigma)[h] == pytest.approx(np.exp(entropy))
+
+
+@settings(max_examples=100, deadline=None)
+@given(spectra_of.filter(lambda s: (s[:, 0] > 1e-100).all()))
+def test_sec_rises_from_its_floor_to_one(sigma):
+    d_q = sigma.shape[1]
+    values = np.stack([metrics.sec(sigma, s) for s in range(1, d_q + 1)])
+    assert (np.diff(values, axis=0) >= 0).all()
+    assert (values >= np.arange(1, d_q + 1)[:, None] / d_q - 1e-12).all()
+    np.testing.assert_allclose(values[-1], 1)
+    s90 = metrics.directions_for(sigma, 0.9).astype(int)
+    for h, s in enumerate(s90):
+        assert values[s - 1, h] >= 0.9
+        assert s == 1 or values[s - 2, h] < 0.9
+
+
+@settings(max_examples=50, deadline=None)
+@given(spectra_of.filter(lambda s: (s[:, 0] > 1e-3).all()), st.integers(-150, 150))
+def test_ratios_do_not_depend_on_the_scale(sigma, power):
+    scaled = sigma * 2.0**power
+    for metric in (metrics.stable_rank, metrics.spectral_effective_rank, lambda s: metrics.sec(s, 1)):
+        np.testing.assert_array_equal(metric(scaled), metric(sigma))
+
+
+def test_an_all_zero_head_has_no_ratio():
+    zero = np.zeros((1, 4))
+    for metric in (metrics.stable_rank, metrics.spectral_effective_rank, lambda s: metrics.sec(s, 1)):
+        assert np.isnan(metric(zero)).all()
+    assert np.isnan(metrics.directions_for(zero, 0.9)).all()
+    assert metrics.frobenius(zero)[0] == 0
+
+
+def test_sec_beyond_the_width_of_the_head_is_not_a_number():
+    assert np.isnan(metrics.sec(np.ones((1, 4)), 5)).all()
+    assert np.isnan(metrics.sec(np.ones((1, 4)), 0)).all()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_logit_std_against_drawn_logits(kv_heads):
+    rng = np.random.default_rng(0)
+    gain = np.exp(0.3 * rng.standard_normal(32))
+    norm = Norm("rms", gain)
+    layer = random_layer(kv_heads=kv_heads, q_input=norm, k_input=norm)
+    x, y = rng.standard_normal((2, 4000, 32)) * gain
+    for h in range(4):
+        q, k = x @ layer.q[h].T, y @ layer.k[h // (4 // kv_heads)].T
+        drawn = np.std(np.sum(q * k, axis=1)) * layer.scale
+        assert metrics.logit_std(layer)[h] == pytest.approx(drawn, rel=0.1)
+
+
+def test_logit_std_without_gains_is_the_frobenius_norm():
+    layer = random_layer(kv_heads=2)
+    expected = metrics.frobenius(singular_values(layer.q, layer.k)) * layer.scale
+    np.testing.assert_allclose(metrics.logit_std(layer), expected, rtol=1e-12)
+
+
+def test_logit_std_under_qk_norm_comes_from_the_gains():
+    gain = np.array([[2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]] * 4)
+    layer = random_layer(qk_norm=QKNorm("rms", q_gain=gain))
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 20000, 8))
+    q *= np.sqrt(8) / np.linalg.norm(q, axis=1, keepdims=True)
+    k *= np.sqrt(8) / np.linalg.norm(k, axis=1, keepdims=True)
+    drawn = np.std(np.sum(q * gain[0] * k, axis=1)) * layer.scale
+    assert metrics.logit_std(layer)[0] == pytest.approx(drawn, rel=0.05)
+
+
+def test_unknown_input_norm_leaves_the_logits_unmeasured():
+    values, sigma = metrics.measure(random_layer(unknown=("input norm",)))
+    assert np.isfinite(sigma).all()
+    for name in ("logit_std", "freezing_ratio", "mean_diagonal", "predicted_entropy"):
+        assert np.isnan(values[name]).all(), name
+    assert np.isfinite(values["sigma1"]).all()
+
+
+def test_mean_diagonal_logit_against_drawn_tokens():
+    layer = random_layer(d_q=4, d=16)
+    x = np.random.default_rng(1).standard_normal((200_000, 16))
+    for h in range(4):
+        drawn = np.mean(np.sum((x @ layer.q[h].T) * (x @ layer.k[h].T), axis=1)) * layer.scale
+        assert metrics.mean_diagonal_logit(layer)[h] == pytest.approx(drawn, abs=0.02)
+
+
+@pytest.mark.parametrize(("d", "d_q", "low", "high"), [(768, 64, 0.109, 0.120)])
+def test_random_init_band(d, d_q, low, high):
+    """SEC(64, 4) of random weights of d = 768, against heads drawn in full."""
+    found = metrics.random_init(d, d, d_q, 4)
+    assert low < found[0] < found[1] < high
+    rng = np.random.default_rng(0)
+    drawn = singular_values(rng.standard_normal((8, d_q, d)), rng.standard_normal((8, d_q, d)))
+    assert found[2] == pytest.approx(np.median(metrics.spectral_effective_rank(drawn)), rel=0.03)
+    secs = metrics.sec(drawn, 4)
+    assert found[0] - 0.01 < secs.min() <= secs.max() < found[1] + 0.01
+
+
+def test_every_metric_is_measured_and_named():
+    values, sigma = metrics.measure(random_layer(), sizes=(1, 3))
+    assert tuple(values) == metrics.names((1, 3))
+    assert all(len(column) == 4 for column in values.values())
+    assert all(np.isfinite(column).all() for column in values.values())
+    np.testing.assert_array_equal(values["sigma1"], sigma[:, 0])
+    for metric in metrics.METRICS:
+        assert metric.meaning
+
+
+def test_positive_fraction_of_a_symmetric_head_is_one():
+    layer = random_layer()
+    same = random_layer().__class__(**{**layer.__dict__, "k": layer.q})
+    assert (metrics.measure(same)[0]["positive_fraction"] == 1).all()
+    opposite = layer.__class__(**{**layer.__dict__, "k": -layer.q})
+    assert (metrics.measure(opposite)[0]["positive_fraction"] == 0).all()
+
+
+def test_a_collapsed_head_shows_it():
+    values, _ = metrics.measure(collapsed_layer())
+    assert values["effective_rank"][0] < 1.1
+    assert values["freezing_ratio"][0] > 1
+    assert values["predicted_entropy"][0] < 0.5
+    assert values["predicted_rank"][0] < 0.2

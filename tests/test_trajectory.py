@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from qkspec import trajectory
+
+
+def test_growth_of_an_exponential_is_its_rate():
+    steps = np.array([0, 10, 15, 40])
+    sigma = np.exp(0.03 * steps)[:, None] * np.array([1.0, 5.0])
+    np.testing.assert_allclose(trajectory.growth(steps, sigma), 0.03)
+
+
+def test_growth_is_not_a_number_where_it_cannot_be_told():
+    steps = np.array([0, 10, 10, 20])
+    sigma = np.array([[1.0], [2.0], [3.0], [0.0]])
+    found = trajectory.growth(steps, sigma)[:, 0]
+    assert found[0] == pytest.approx(np.log(2) / 10)
+    assert np.isnan(found[1:]).all()
+
+
+def test_first_and_settled_crossing():
+    steps = np.array([0, 5, 10, 20])
+    condition = np.array([[0, 0, 1], [1, 0, 1], [0, 0, 1], [1, 0, 1]], dtype=bool)
+    np.testing.assert_array_equal(trajectory.first(steps, condition), [5, np.nan, 0])
+    np.testing.assert_array_equal(trajectory.settled(steps, condition), [20, np.nan, 0])
+
+
+def state(**given):
+    shape = (2, 4)
+    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "broken")} | {"judged": np.ones(shape, dtype=bool)}
+    return trajectory.run_state(np.array([0, 10]), np.ones(shape), **{**flags, **given})
+
+
+def heads(last, first=(0, 0, 0, 0)):
+    return np.array([first, last], dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ({}, "sound"),
+        ({"both": heads((1, 0, 0, 0))}, "warned"),
+        ({"both": heads((1, 1, 0, 0))}, "lost"),
+        ({"malignant": heads((1, 0, 0, 0))}, "warned"),
+        ({"broken": heads((1, 0, 0, 0))}, "broken"),
+        ({"judged": heads((0, 0, 0, 0))}, "unjudged"),
+    ],
+)
+def test_a_run_is_judged_by_shares_of_heads(given, verdict):
+    assert state(**given).verdict == verdict
+
+
+def test_the_step_at_which_the_first_head_turned():
+    assert state(malignant=heads((1, 1, 0, 0), (1, 0, 0, 0))).turned == 0
+    assert state(malignant=heads((0, 1, 0, 0))).turned == 10
+    assert state().turned is None
+
+
+def test_surge_is_growth_of_the_median_head():
+    steps = np.array([0, 2, 4])
+    fast = np.exp(0.3 * steps)[:, None] * np.ones((1, 4))
+    flags = {name: np.zeros((3, 4), dtype=bool) for name in ("malignant", "both", "broken")}
+    assert trajectory.run_state(steps, fast, judged=np.ones((3, 4), dtype=bool), **flags).surge == 2
+    slow = np.exp(0.01 * steps)[:, None] * np.ones((1, 4))
+    assert trajectory.run_state(steps, slow, judged=np.ones((3, 4), dtype=bool), **flags).surge is None
