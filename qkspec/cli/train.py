@@ -1,6 +1,6 @@
 """``qkspec train``: parse, delegate, exit code."""
 
-# ruff: noqa: ARG001, FBT002, PLR0917 - the options are read by name from the context, and typer passes them by name
+# ruff: noqa: ARG001, FBT002 - the options are read by name from the context, and typer passes them by name
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ _D = TrainConfig()
 _MODEL, _DATA, _OPT, _MACHINE, _OUT = "Model", "Data", "Optimizer", "Machine", "What is written"
 
 
-def train(  # noqa: PLR0913 - a command's options
+def train(
     context: typer.Context,
     out: Annotated[
         Path | None,
@@ -103,7 +103,7 @@ def train(  # noqa: PLR0913 - a command's options
 
     Without options: a small GPT on Python's own sources, with AdamW² and no warmup, in a minute or two on a CPU.
     """
-    from qkspec.train.session import Request, conduct  # noqa: PLC0415 - torch waits until a run is asked for
+    from qkspec.train.session import Request, conduct
 
     knobs = {_KNOB.get(name, name): value for name, value in context.params.items() if name not in _OURS}
     given = {_KNOB.get(name, name) for name in knobs_given(context)}

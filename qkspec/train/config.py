@@ -27,7 +27,7 @@ class TrainConfig:
     qk_norm: bool = False  # normalise queries and keys per head (RMS, learned gain)
     reparam: str = "none"  # none | sigma: γ/σ1(W) W in every linear layer (σReparam)
     init: str = "xavier"  # xavier | gpt2: uniform by fan in and out, or N(0, 0.02) with scaled output projections
-    tied: bool = True  # share the token embedding with the output layer (GPT)
+    tied: bool = False  # share the token embedding with the output layer (GPT)
     # data
     data: str = "stdlib"  # stdlib | path of text files or a folder | nanoGPT .bin (uint16) | digits
     batch: int = 16  # sequences (or images) a micro-batch

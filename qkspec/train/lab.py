@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     if config.optimizer == "adamw":
         fused = named[0][1].device.type in ("cpu", "cuda")
         return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
-    from qkspec.optim.adamw2 import AdamW2  # noqa: PLC0415 - an AdamW run does not need it
+    from qkspec.optim.adamw2 import AdamW2
 
     return AdamW2(groups, lr=config.lr, betas=betas, eps=config.eps, tau=config.tau, seed=config.seed)
 

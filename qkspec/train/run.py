@@ -16,7 +16,7 @@ import torch
 
 import qkspec
 from qkspec.errors import InputError, OutputError, UsageError
-from qkspec.train import save
+from qkspec.train import forensics, save
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab, build
 from qkspec.train.loop import Step, train
@@ -119,7 +119,7 @@ def listening() -> Iterator[Stop]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process alone; the lock goes with the process, however it ends."""
     try:
-        import fcntl  # noqa: PLC0415 - Windows has none, and runs unlocked
+        import fcntl
     except ImportError:
         yield
         return
@@ -144,6 +144,8 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
             if crashed or stop.code or save.due(lab.step, lab.config):
                 _flush(metrics)
                 save.publish(lab, folder, step)
+            if crashed:
+                forensics.keep(lab, folder, step)
             yield step
             if stop.code:
                 return

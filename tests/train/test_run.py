@@ -1,0 +1,159 @@
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkspec.errors import InputError, UsageError
+from qkspec.train import run as runs
+from qkspec.train import save
+from qkspec.train.config import TrainConfig
+from qkspec.train.run import Stop
+
+
+def _digest(folder: Path) -> str:
+    newest = list(save.checkpoints(folder).values())[-1]
+    parts = [(newest / name).read_bytes() for name in ("model.safetensors", "resume.safetensors")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _losses(folder: Path) -> list[tuple[int, float | None]]:
+    return [(r["step"], r.get("loss")) for r in save.lines(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw2"])
+def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(tiny: TrainConfig, tmp_path: Path, optimizer: str) -> None:
+    config = dataclasses.replace(tiny, optimizer=optimizer)
+    list(runs.run(config, tmp_path / "whole", Stop()))
+    broken = tmp_path / "broken"
+    for when in (3, 4, 9, 12):
+        stop = Stop()
+        steps = runs.resume(broken, stop) if broken.exists() else runs.run(config, broken, stop)
+        for step in steps:
+            if step.step == when:
+                stop.signals.append(signal.SIGINT)
+    list(runs.resume(broken, Stop()))
+    assert _digest(broken) == _digest(tmp_path / "whole")
+    assert _losses(broken) == _losses(tmp_path / "whole")
+    assert [r["step"] for r in save.lines(broken / "metrics.jsonl")] == list(range(tiny.steps + 1))
+
+
+def test_rows_after_the_newest_checkpoint_are_written_again(tiny: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for step in runs.run(tiny, folder, Stop()):
+        if step.step == 8:
+            break  # as if killed: the newest checkpoint is that of step 5
+    assert _losses(folder)[-1][0] == 8
+    steps = runs.resume(folder, Stop())
+    assert next(steps).step == 6
+    steps.close()
+    assert [s for s, _ in _losses(folder)] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_evaluating_probing_and_saving_more_often_changes_no_weight(tiny: TrainConfig, tmp_path: Path) -> None:
+    loud = dataclasses.replace(tiny, eval_every=1, save_every=1, probe_every=1)
+    list(runs.run(tiny, tmp_path / "quiet", Stop()))
+    list(runs.run(loud, tmp_path / "loud", Stop()))
+    a, b = (tmp_path / name / "step-000012" / "model.safetensors" for name in ("quiet", "loud"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_crash_is_recorded_with_its_evidence(tiny: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, optimizer="adamw", lr=1000.0, steps=200)
+    *_, last = runs.run(config, tmp_path / "run", Stop())
+    assert last.outcome != "ok"
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert rows[-1]["outcome"] == last.outcome
+    assert rows[-1]["step"] == last.step
+    newest = max(save.checkpoints(tmp_path / "run"))
+    assert newest == last.step - 1
+    crash = json.loads((tmp_path / "run" / "crash.json").read_text(), parse_constant=pytest.fail)
+    assert crash["checkpoint"] == f"step-{newest:06d}"
+    assert crash["batch"]["step"] == newest
+    names = dict(runs.build(config).model.named_parameters())
+    assert set(crash["tensors"]) == set(names)
+    assert any(row["gradient_not_finite"] or row["gradient_largest"] > 1e6 for row in crash["tensors"].values())
+
+
+def test_a_folder_in_use_is_not_written_over(tiny: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = runs.run(tiny, folder, Stop())
+    next(first)
+    with pytest.raises(UsageError, match="another"):
+        next(runs.resume(folder, Stop()))
+    first.close()
+    with pytest.raises(UsageError, match="already holds"):
+        next(runs.run(tiny, folder, Stop()))
+
+
+def test_only_a_run_on_the_same_data_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        next(runs.resume(tmp_path, Stop()))
+    list(runs.run(dataclasses.replace(tiny, steps=1), tmp_path / "run", Stop()))
+    Path(tiny.data).write_text("something else entirely " * 200, encoding="utf-8")
+    with pytest.raises(InputError, match="not the data"):
+        next(runs.resume(tmp_path / "run", Stop()))
+
+
+def test_a_finished_run_can_be_given_more_steps(tiny: TrainConfig, tmp_path: Path) -> None:
+    list(runs.run(tiny, tmp_path / "run", Stop()))
+    assert list(runs.resume(tmp_path / "run", Stop())) == []
+    assert [s.step for s in runs.resume(tmp_path / "run", Stop(), {"steps": 14})] == [13, 14]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_is_strict_json(value: float) -> None:
+    row = runs.row(runs.Step(3, loss=value, lr=1e-9, outcome="loss is NaN"))
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert row["loss"] is None
+    assert row["lr"] == 1e-9
+
+
+_RESUMER = """
+import sys
+from pathlib import Path
+from qkspec.train import run as runs
+from qkspec.train.config import from_dict
+import json
+folder, config = Path(sys.argv[1]), from_dict(json.loads(sys.argv[2]))
+started = (folder / "run.json").exists()
+for step in runs.resume(folder, runs.Stop()) if started else runs.run(config, folder, runs.Stop()):
+    pass
+"""
+
+
+def test_killed_at_random_moments_it_ends_with_identical_hashes(tiny: TrainConfig, tmp_path: Path) -> None:
+    """SIGKILL at random moments, inside saves too; the newest checkpoint always loads."""
+    config = dataclasses.replace(tiny, steps=60, save_every=3, optimizer="adamw2")
+    list(runs.run(config, tmp_path / "whole", Stop()))
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", _RESUMER, str(folder), json.dumps(config.as_dict())]
+    rng = random.Random(0)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for attempt in range(2):
+        child = subprocess.Popen(command, env=environment)
+        before = max(save.checkpoints(folder), default=0) if folder.exists() else 0
+        goal = before + rng.randrange(3, 20)
+        while child.poll() is None:
+            inside = attempt % 2 == 0 or any(folder.glob(".step-*.partial-*"))
+            if inside and folder.exists() and max(save.checkpoints(folder), default=0) >= goal:
+                break
+            time.sleep(0.0005)
+        child.kill()
+        child.wait()
+        lab = runs.build(config)
+        assert save.restore(lab, folder) is not None
+        assert all(torch.isfinite(w).all() for w in lab.model.parameters())
+    subprocess.run(command, env=environment, check=True)
+    assert _digest(folder) == _digest(tmp_path / "whole")
+    assert _losses(folder) == _losses(tmp_path / "whole")

@@ -1,0 +1,128 @@
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qkspec.errors import CheckpointError, OutputError
+from qkspec.train import save
+from qkspec.train.config import TrainConfig
+from qkspec.train.lab import build
+from qkspec.train.loop import Step, train
+
+
+def test_the_steps_kept_are_early_log_spaced_and_at_the_interval() -> None:
+    config = TrainConfig(steps=6123, save_every=2500)
+    kept = [s for s in range(config.steps + 1) if save.due(s, config)]
+    assert kept == [0, 2, 5, 10, 20, 40, 60, 80, 100, 200, 500, 1000, 2000, 2500, 5000, 6123]
+
+
+def test_the_demonstration_starts_with_a_spacing_of_twenty_at_most() -> None:
+    kept = [s for s in range(601) if save.due(s, TrainConfig())]
+    assert kept[0] == 0
+    assert len(kept) >= 8
+    assert all(b - a <= 20 for a, b in itertools.pairwise(kept) if b <= 100)
+
+
+def test_a_published_checkpoint_holds_the_model_and_its_facts(tiny: TrainConfig, tmp_path: Path) -> None:
+    lab = build(tiny)
+    *_, last = train(lab)
+    folder = save.publish(lab, tmp_path, last)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "resume.safetensors",
+        "trainer_state.json",
+    ]
+    stored = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in stored
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, lab.model.state_dict()[name])
+    facts = json.loads((folder / "trainer_state.json").read_text())
+    assert facts["global_step"] == tiny.steps
+    assert facts["validation_loss"] == last.validation
+    assert facts["train_config"] == tiny.as_dict()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_slim_checkpoint_resumes_exactly(tiny: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, keep="attention", save_dtype="bfloat16")
+    lab = build(config)
+    *_, last = train(lab)
+    folder = save.publish(lab, tmp_path, last)
+    stored = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.bfloat16}
+    assert {n.split(".")[3] for n in stored} == {"ln_1", "attn"}
+    other = build(config)
+    assert save.restore(other, tmp_path) == folder
+    assert other.step == tiny.steps
+    for a, b in zip(other.model.parameters(), lab.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_only_the_newest_checkpoints_keep_their_state(tiny: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, full_states=2)
+    lab = build(config)
+    for step in train(lab):
+        save.publish(lab, tmp_path, step)
+    kept = save.checkpoints(tmp_path)
+    assert list(kept) == [0, 2, 5, 10, 11, 12]  # 11 was not due and goes with its state, later
+    assert [s for s, p in kept.items() if (p / "resume.safetensors").exists()] == [11, 12]
+
+
+def test_restoring_goes_to_the_newest_and_refuses_another_model(tiny: TrainConfig, tmp_path: Path) -> None:
+    lab = build(tiny)
+    assert save.restore(lab, tmp_path) is None
+    save.publish(lab, tmp_path, Step(0))
+    wider = build(dataclasses.replace(tiny, width=32))
+    with pytest.raises(CheckpointError, match="same settings"):
+        save.restore(wider, tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up at each write in turn: the published checkpoint stays whole, and nothing is left lying."""
+    lab = build(tiny)
+    folder = save.publish(lab, tmp_path, Step(0))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    real = os.fsync
+    for failing in range(6):
+        calls = 0
+
+        def full(handle: int, failing: int = failing) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > failing:
+                raise OSError(28, "No space left on device")
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        if failing < 5:
+            with pytest.raises(OutputError, match="No space left"):
+                save.publish(lab, tmp_path, Step(0))
+            assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+            assert [p.name for p in tmp_path.iterdir() if ".partial" in p.name] == []
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    for name in (".step-000001.partial-77", ".step-000002.old-77", "step-000003"):
+        (tmp_path / name).mkdir()
+    save.tidy(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_no_number_that_json_lacks_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save.write_json(tmp_path / "x.json", {"a": float("nan")})
+
+
+def test_a_line_cut_short_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste', encoding="utf-8")
+    assert list(save.lines(path)) == [{"step": 1}, {"step": 2}]
+    assert list(save.lines(tmp_path / "absent")) == []
