@@ -70,7 +70,7 @@ def train(
         bool, typer.Option("--compile", help="torch.compile.", rich_help_panel=_MACHINE)
     ] = _D.compile,
     threads: Annotated[
-        int, typer.Option(help="CPU threads; 0: torch's choice.", rich_help_panel=_MACHINE)
+        int, typer.Option(help="CPU threads; 0: one for each core.", rich_help_panel=_MACHINE)
     ] = _D.threads,
     seed: Annotated[int, typer.Option(help="Of weights, batches and estimates.", rich_help_panel=_MACHINE)] = _D.seed,
     eval_every: Annotated[int, typer.Option(help="Steps between validations.", rich_help_panel=_OUT)] = _D.eval_every,

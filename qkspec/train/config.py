@@ -48,7 +48,7 @@ class TrainConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "float32"  # float32 | bfloat16: autocast of the forward and backward pass; weights stay float32
     compile: bool = False  # torch.compile the model
-    threads: int = 0  # CPU threads; 0 leaves torch's choice
+    threads: int = 0  # CPU threads; 0 is one for each core; the last bits of a run depend on it
     seed: int = 0  # of weights, batches and σ1 estimates
     # what is written
     eval_every: int = 100  # steps between validation losses; the first and last step always have one

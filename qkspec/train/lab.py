@@ -1,6 +1,7 @@
 """What a run works on: the model, its optimizer, its data and the step it stands at."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -32,8 +33,7 @@ def build(config: TrainConfig) -> Lab:
 
     UsageError for a device that is not there, InputError for data that is not.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     device = resolve_device(config.device)
     material = data.load(config)
     with torch.random.fork_rng(devices=[]):
