@@ -147,8 +147,6 @@ def analyze(paths: Sequence[str | Path], settings: Settings | None = None) -> Re
 def measure_runs(runs: Iterable[Run], settings: Settings) -> Iterator[Measured | Skipped]:
     """Measure the checkpoints of runs in turn; one that cannot be read is yielded as Skipped and hides no other."""
     for run in runs:
-        for path, reason in run.skipped.items():
-            yield Skipped(run.name, path, reason)
         for source in run.sources:
             yield measure_source(run.name, source, settings)
 

@@ -37,7 +37,7 @@ def inspect(
             except QkspecError as error:
                 problems += 1
                 entries.append({"checkpoint": source.name, "step": source.step, "problem": str(error)})
-        runs.append({"run": run.name, "checkpoints": entries, "skipped": dict(run.skipped)})
+        runs.append({"run": run.name, "checkpoints": entries, "skipped": dict(run.ignored)})
     if as_json:
         print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))  # noqa: T201 - the command's result
     else:
