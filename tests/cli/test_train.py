@@ -10,7 +10,23 @@ import pytest
 
 from qkspec.cli import main
 
-TINY = "--layers 1 --heads 2 --width 16 --context 8 --batch 4 --eval-batches 1 --threads 1 -q".split()
+TINY = [
+    "--layers",
+    "1",
+    "--heads",
+    "2",
+    "--width",
+    "16",
+    "--context",
+    "8",
+    "--batch",
+    "4",
+    "--eval-batches",
+    "1",
+    "--threads",
+    "1",
+    "-q",
+]
 
 
 @pytest.fixture
