@@ -10,23 +10,8 @@ import pytest
 
 from qkspec.cli import main
 
-TINY = [
-    "--layers",
-    "1",
-    "--heads",
-    "2",
-    "--width",
-    "16",
-    "--context",
-    "8",
-    "--batch",
-    "4",
-    "--eval-batches",
-    "1",
-    "--threads",
-    "1",
-    "-q",
-]
+TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "8"]
+TINY += ["--batch", "4", "--eval-batches", "1", "--threads", "1", "-q"]
 
 
 @pytest.fixture
