@@ -38,7 +38,7 @@ class Store(ABC):
             rows: contiguous rows (first axis) to read; only their bytes travel where the format allows it.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - memory has nothing to release
         """Release files and connections."""
 
     @property
