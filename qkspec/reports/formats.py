@@ -1,0 +1,65 @@
+"""The files of a report directory: one member a format, each written by its own module."""
+
+from enum import Enum
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from qkspec.analysis import Report
+from qkspec.errors import UsageError
+
+
+class Format(Enum):
+    """What a report can be written as: the name in the directory, the module that writes it, and its optional extra.
+
+    A module's ``write(report, out)`` takes an open text file where TEXT has the format, else the path of the file or
+    folder to make.
+    """
+
+    CSV = ("heads.csv", "csvfile", "")
+    SPECTRA = ("spectra.safetensors", "spectra", "")
+    PLOTS = ("plots", "figures", "")
+    HTML = ("report.html", "html", "html")
+    MARKDOWN = ("report.md", "markdown", "")
+    JSON = ("report.json", "jsonfile", "")
+
+    @property
+    def file(self) -> str:
+        """Name of the file, or of the folder, in a report directory."""
+        return self.value[0]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Packages of the format's optional extra that are not installed."""
+        return tuple(name for name in EXTRAS.get(self.value[2], ()) if find_spec(name) is None)
+
+    def require(self) -> None:
+        """Raise UsageError unless everything that this format needs is installed."""
+        if self.missing:
+            raise UsageError(f'{self.file} needs {" and ".join(self.missing)}: pip install "qkspec[{self.value[2]}]"')
+
+    def write(self, report: Report, path: Path) -> None:
+        """Write the report to a new file or folder.
+
+        Raises:
+            UsageError: an optional package that it needs is missing.
+            OSError: it could not be written.
+        """
+        self.require()
+        writer = import_module(f"qkspec.reports.{self.value[1]}")
+        if self not in TEXT:
+            writer.write(report, path)
+            return
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer.write(report, file)
+
+
+EXTRAS = {"html": ("jinja2", "plotly")}
+TEXT = (Format.CSV, Format.HTML, Format.MARKDOWN, Format.JSON)
+ESSENTIAL = (Format.CSV, Format.JSON)  # what a saved report is read back from; in every report directory
+ON_REQUEST = (Format.MARKDOWN,)
+
+
+def default_formats() -> tuple[Format, ...]:
+    """Return the formats written when none are named: all but those on request and those whose extra is missing."""
+    return tuple(f for f in Format if f not in ON_REQUEST and not f.missing)

@@ -1,0 +1,178 @@
+"""report.json: what a script needs to know of a report without reading its tables. Strict JSON in ASCII."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TextIO
+
+import numpy as np
+
+from qkspec.analysis import SCHEMA, Report
+from qkspec.metrics import star
+from qkspec.readings import plain
+from qkspec.reports.view import RunView, evidence, views
+from qkspec.theorem import GRAVITY, Condition, Verdict
+
+KIND = "qkspec report"
+MAX_HEADS = 2000  # heads listed with their evidence; heads.csv has every one
+MAX_MOMENTS = 1000  # checkpoints summed up in a run; heads.csv has every one
+
+Json = dict[str, Any]
+
+
+def write(report: Report, out: TextIO) -> None:
+    """Write report.json to an open text file."""
+    write_document(document(report), out)
+
+
+def write_document(document: Json, out: TextIO) -> None:
+    """Write a document; NaN or infinity in it is an error of ours, never a bare NaN in a file."""
+    json.dump(document, out, indent=1, allow_nan=False, ensure_ascii=True)
+    out.write("\n")
+
+
+def document(report: Report, files: Mapping[str, Mapping[str, int | str]] | None = None) -> Json:
+    """Return report.json as plain values.
+
+    Args:
+        report: the report.
+        files: name to size and digest of the other files of its directory.
+    """
+    runs = list(views(report))
+    troubled = [(view, row) for view in runs for row in view.worst()]
+    place = {verdict: i for i, verdict in enumerate(GRAVITY)}
+    size = report.readings.metric("freezing_ratio")
+    troubled.sort(key=lambda item: (place[report.verdicts[item[1]]], -np.nan_to_num(size[item[1]], nan=-1.0)))
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "provenance": dict(report.provenance),
+        "limits": {name: plain_number(value) for name, value in asdict(report.limits).items()},
+        "metrics": list(report.readings.metrics),
+        "rows": len(report.readings),
+        "runs": [_run(view) for view in runs],
+        "heads": _heads(report, troubled[:MAX_HEADS]),
+        "heads_left_out": max(len(troubled) - MAX_HEADS, 0),
+        "sources": [{**asdict(fact), "remarks": list(fact.remarks)} for fact in report.checkpoints],
+        "skipped": dict(report.skipped),
+        "files": {name: dict(facts) for name, facts in (files or {}).items()},
+    }
+
+
+def plain_number(value: float | None) -> float | int | None:
+    """Return a number that JSON can hold: None for what is missing or not finite, an int for a whole one."""
+    if value is None or not np.isfinite(value):
+        return None
+    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+
+def condition_document(condition: Condition) -> Json:
+    """Return a condition as plain values."""
+    return {**asdict(condition), "value": plain_number(condition.value), "limit": plain_number(condition.limit)}
+
+
+def _run(view: RunView) -> Json:
+    last = len(view.grid) - 1
+    chosen = range(max(last + 1 - MAX_MOMENTS, 0), last + 1)
+    return {
+        "name": view.name,
+        "state": {
+            "verdict": view.state.verdict,
+            "share_concentrated_and_large": plain_number(view.state.share),
+            "malignant": view.state.malignant,
+            "first_malignant_step": view.state.turned,
+            "surge_step": view.state.surge,
+        },
+        "first_malignant": _first(view),
+        "heads": len(view.table.heads),
+        "verdicts": _words(view.counts()),
+        "checkpoints": [_moment(view, index) for index in chosen],
+        "layers": _layers(view),
+    }
+
+
+def _moment(view: RunView, index: int) -> Json:
+    rows = view.grid[index]
+    rows = rows[rows >= 0]
+    return {
+        "name": view.table.checkpoints[index],
+        "step": plain(view.report.readings["step"][rows[0]]),
+        **_extremes(view, rows),
+        "verdicts": _words(view.counts(index)),
+    }
+
+
+def _layers(view: RunView) -> list[Json]:
+    out = []
+    readings = view.report.readings
+    for block, layer, module, columns in view.modules():
+        rows = view.grid[-1][columns]
+        rows = rows[rows >= 0]
+        if not len(rows):
+            continue
+        shape = {name: int(readings[name][rows[0]]) for name in ("d_model", "d_q")}
+        out.append(
+            {
+                "block": block,
+                "layer": layer,
+                "module": module,
+                "heads": len(rows),
+                **shape,
+                "s_star": star(shape["d_q"]),
+                **_extremes(view, rows),
+                "verdicts": _words(Counter(view.report.verdicts[rows].tolist())),
+            }
+        )
+    return out
+
+
+def _extremes(view: RunView, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Json:
+    """Return the values that judge some heads: the largest, or the least where small is grave."""
+    readings = view.report.readings
+    return {
+        "max_sigma1": _over(np.nanmax, readings.metric("sigma1")[rows]),
+        "max_freezing_ratio": _over(np.nanmax, readings.metric("freezing_ratio")[rows]),
+        "max_sec_star": _over(np.nanmax, readings.metric("sec_star")[rows]),
+        "min_effective_rank": _over(np.nanmin, readings.metric("effective_rank")[rows]),
+        "min_predicted_entropy": _over(np.nanmin, readings.metric("predicted_entropy")[rows]),
+    }
+
+
+def _over(function: Any, values: np.ndarray[Any, np.dtype[np.float64]]) -> float | int | None:
+    return plain_number(function(values)) if np.isfinite(values).any() else None
+
+
+def _first(view: RunView) -> Json | None:
+    row = view.first_turn()
+    return None if row is None else {**_head(view.report, row), "evidence": _evidence(view.report, [row])[row]}
+
+
+def _heads(report: Report, troubled: list[tuple[RunView, int]]) -> list[Json]:
+    conditions = _evidence(report, [row for _, row in troubled])
+    return [
+        {**_head(report, row), "since_step": _since(view, row), "evidence": conditions[row]} for view, row in troubled
+    ]
+
+
+def _since(view: RunView, row: int) -> int | None:
+    index = view.since(row)
+    return int(view.steps[index]) if index is not None and view.has_steps else None
+
+
+def _head(report: Report, row: int) -> Json:
+    verdict: Verdict = report.verdicts[row]
+    keys = ("run", "checkpoint", "step", "block", "layer", "module", "head")
+    return {
+        **{name: plain(report.readings[name][row]) for name in keys},
+        "verdict": verdict.value,
+        "meaning": verdict.meaning,
+    }
+
+
+def _evidence(report: Report, rows: list[int]) -> dict[int, list[Json]]:
+    return {row: [condition_document(c) for c in found] for row, found in evidence(report, rows).items()}
+
+
+def _words(counts: Mapping[Verdict, int]) -> dict[str, int]:
+    return {verdict.value: counts[verdict] for verdict in GRAVITY if counts.get(verdict)}

@@ -1,0 +1,82 @@
+"""spectra.safetensors: float64 singular values, one tensor (heads, d_q) a checkpoint and attention module."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.analysis import Report
+from qkspec.errors import InputError
+from qkspec.readings import Readings
+from qkspec.reports.names import escape
+
+F64 = NDArray[np.float64]
+
+
+def write(report: Report, out: Path) -> None:
+    """Write the spectra that the report kept, named <checkpoint>/<module>, the run in front where there are several."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    keys = tensor_names(report.readings)
+    tensors = {keys[name]: np.ascontiguousarray(report.spectra[name]) for name in report.spectra if name in keys}
+    try:
+        save_file(tensors, out, metadata={"format": "qkspec"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def tensor_names(readings: Readings) -> dict[str, str]:
+    """Map the keys of Report.spectra, "run/checkpoint/module", to the tensors' names in the file."""
+    triples = dict.fromkeys(zip(readings["run"], readings["checkpoint"], readings["module"], strict=True))
+    several = len({run for run, *_ in triples}) > 1
+    return {"/".join(triple): escape("/".join(triple if several else triple[1:])) for triple in triples}
+
+
+class SavedSpectra(Mapping[str, F64]):
+    """The spectra of a saved report, read one at a time when asked for.
+
+    Args:
+        path: of spectra.safetensors.
+        readings: the report's table, whose rows say which spectra there can be and of what shape.
+
+    Raises:
+        InputError: the file cannot be read, or holds other spectra than the table's.
+    """
+
+    def __init__(self, path: Path, readings: Readings) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(path, framework="numpy", backend="pread")
+            present = set(self._file.keys())  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({_short(error)}); it is damaged, write the report again"
+            ) from error
+        self._path = path
+        self._names = {key: name for key, name in tensor_names(readings).items() if name in present}
+
+    def __getitem__(self, key: str) -> F64:
+        from safetensors import SafetensorError
+
+        try:
+            sigma = np.asarray(self._file.get_tensor(self._names[key]))  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{self._path}: cannot be read ({_short(error)}); write the report again") from error
+        if sigma.dtype != np.float64 or sigma.ndim != 2:
+            raise InputError(
+                f"{self._path}: {self._names[key]} is no (heads, d_q) float64 tensor; write the report again"
+            )
+        return sigma
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _short(error: Exception) -> str:
+    return escape(" ".join(str(error).split())[:120])

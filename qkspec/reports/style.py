@@ -1,0 +1,121 @@
+"""One style for every figure: small sans-serif type that stays legible at a column's width, quiet axes, no clutter."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from qkspec.clean import clean
+
+COLUMN = 3.4  # inches: one column of a two-column paper, half of a page
+DPI = 220
+INK, FAINT, GRID = "#1f2328", "#6b7480", "#e3e7eb"
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 6.8,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.2,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "qkspec",
+    "pdf.fonttype": 42,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in this style. A name in a script that the font lacks becomes boxes, without a warning for each."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*Matplotlib currently does not support.*", category=UserWarning)
+        yield
+
+
+def panels(count: int, *, across: int = 2, height: float = 2.35, share: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``count`` panels, at most ``across`` beside each other, each a column wide.
+
+    Args:
+        count: at least 1.
+        across: panels in a row.
+        height: of a panel, in inches.
+        share: one y axis for all.
+    """
+    columns = min(count, across)
+    rows = -(-count // columns)
+    width = COLUMN if columns == 1 else 2 * COLUMN
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=share, squeeze=False).ravel()
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the same report gives the same bytes, so no date is written."""
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
+    figure.savefig(path, dpi=DPI, metadata=undated.get(path.suffix))
+
+
+def inert(name: object, limit: int = 40) -> str:
+    """Return a name that is drawn as it stands: no mathematics in it, and no legend entry that hides."""
+    text = clean(name, limit).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def step_axis(axis: Axes, steps: NDArray[np.int64], *, known: bool) -> None:
+    """Label the steps, on a log axis (with its zero) if the run's checkpoints are spaced like that."""
+    axis.set_xlabel("step" if known else "checkpoint")
+    positive = steps[steps > 0]
+    if len(positive) > 3 and steps[-1] >= 50 * positive[0]:
+        axis.set_xscale("symlog", linthresh=float(positive[0]), linscale=0.35)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlim(float(steps[0]), float(steps[-1]) if len(steps) > 1 else float(steps[0]) + 1)
+    axis.margins(x=0)
+
+
+def log_values(axis: Axes) -> None:
+    """Make the y axis logarithmic, with a label at powers of ten alone."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(x: float) -> str:
+    if x >= 1e6:
+        return f"{x / 1e6:g}M"
+    return f"{x / 1e3:g}k" if x >= 10_000 else f"{x:g}"

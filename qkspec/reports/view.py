@@ -1,0 +1,256 @@
+"""One run of a report as a grid of checkpoints by heads, with the sentences that every output says about it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec import theorem
+from qkspec.analysis import CheckpointFacts, Report
+from qkspec.readings import NO_STEP
+from qkspec.theorem import GRAVITY, Condition, Verdict
+from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
+
+F64 = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+QUIET = (Verdict.HEALTHY, Verdict.NOT_APPLICABLE)  # verdicts that no list of troubled heads shows
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run.
+
+    Args:
+        report: the whole report.
+        name: of the run.
+        state: what its heads say together.
+        facts: its checkpoints, in the order of the grid.
+        table: index of its checkpoints and heads.
+        grid: (checkpoints, heads) rows of report.readings; -1 where a checkpoint lacks a head.
+    """
+
+    report: Report
+    name: str
+    state: RunState
+    facts: tuple[CheckpointFacts, ...]
+    table: HeadTable
+    grid: Rows
+
+    @classmethod
+    def of(cls, report: Report, run: str) -> "RunView":
+        """View one run of a report by its name."""
+        rows = np.flatnonzero(report.readings["run"] == run)
+        table = HeadTable.of(report.readings.where(report.readings["run"] == run))
+        grid = np.full((len(table.checkpoints), len(table.heads)), -1, dtype=np.int64)
+        grid[table.row, table.column] = rows
+        by_name = {fact.name: fact for fact in report.checkpoints if fact.run == run}
+        facts = tuple(by_name[name] for name in table.checkpoints if name in by_name)
+        return cls(report, run, report.states[run], facts, table, grid)
+
+    @property
+    def steps(self) -> Rows:
+        """(checkpoints,) steps, or the checkpoints' numbers."""
+        return self.table.steps
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the checkpoints' steps are known; else they are counted."""
+        return bool((self.report.readings["step"][self.grid[self.grid >= 0]] != NO_STEP).all())
+
+    def at(self, index: int) -> str:
+        """Name the moment of checkpoint ``index``: "step 100", or the checkpoint's name where steps are not known."""
+        return f"step {self.steps[index]}" if self.has_steps else self.table.checkpoints[index]
+
+    def metric(self, name: str) -> F64:
+        """Return a metric as (checkpoints, heads), NaN where it is missing."""
+        return np.where(self.grid >= 0, self.report.readings.metric(name)[self.grid], np.nan)
+
+    def verdict(self, row: int) -> Verdict:
+        """Return the verdict of a row of the report."""
+        found: Verdict = self.report.verdicts[row]
+        return found
+
+    def codes(self) -> NDArray[np.int8]:
+        """Return the verdicts as (checkpoints, heads) places in GRAVITY, -1 where a checkpoint lacks a head."""
+        place = {verdict: i for i, verdict in enumerate(GRAVITY)}
+        flat = np.array([place[v] for v in self.report.verdicts[self.grid.ravel()]], dtype=np.int8)
+        return np.where(self.grid >= 0, flat.reshape(self.grid.shape), np.int8(-1))
+
+    def last_rows(self) -> Rows:
+        """Return the rows of the heads that the last checkpoint has."""
+        rows = self.grid[-1]
+        return np.asarray(rows[rows >= 0])
+
+    def counts(self, index: int = -1) -> Counter[Verdict]:
+        """Count the verdicts at one checkpoint."""
+        rows = self.grid[index]
+        return Counter(self.report.verdicts[rows[rows >= 0]].tolist())
+
+    def worst(self) -> list[int]:
+        """Return the rows of the last checkpoint's troubled heads, by gravity and then by κ, gravest first."""
+        rows = [int(row) for row in self.last_rows() if self.verdict(int(row)) not in QUIET]
+        size = self.report.readings.metric("freezing_ratio")
+        return sorted(rows, key=lambda row: (GRAVITY.index(self.verdict(row)), -np.nan_to_num(size[row], nan=-1.0)))
+
+    def since(self, row: int) -> int | None:
+        """Return the index of the checkpoint from which a head of the last one has had its verdict without a break."""
+        column = int(np.flatnonzero(self.grid[-1] == row)[0])
+        index: int | None = None
+        for i in range(len(self.grid) - 1, -1, -1):
+            if self.grid[i, column] < 0 or self.verdict(int(self.grid[i, column])) is not self.verdict(row):
+                break
+            index = i
+        return index
+
+    def first_turn(self) -> int | None:
+        """Return the row of the head that turned malignant first, by the largest κ of several at one checkpoint."""
+        bad = self.report.verdicts[self.grid] == Verdict.MALIGNANT
+        bad &= self.grid >= 0
+        if not bad.any():
+            return None
+        index = int(bad.any(axis=1).argmax())
+        rows = self.grid[index][bad[index]]
+        return int(rows[np.nan_to_num(self.report.readings.metric("freezing_ratio")[rows], nan=-1.0).argmax()])
+
+    def index_of(self, row: int) -> int:
+        """Return the checkpoint's place in the grid of a row of the report."""
+        return int(np.argwhere(self.grid == row)[0, 0])
+
+    def modules(self) -> list[tuple[str, int, str, Rows]]:
+        """Return block, layer, module and its columns of the grid, in the order of the checkpoint's layers."""
+        readings = self.report.readings
+        found: dict[str, list[int]] = {}
+        for column, (module, _) in enumerate(self.table.heads):
+            found.setdefault(module, []).append(column)
+        out = []
+        for module, columns in found.items():
+            row = int(self.grid[:, columns[0]].max())
+            out.append((str(readings["block"][row]), int(readings["layer"][row]), module, np.array(columns)))
+        return sorted(out, key=lambda item: (item[0], item[1]))
+
+    def skipped(self) -> dict[str, str]:
+        """Return what was skipped in this run, without the run's name in front."""
+        lead = f"{self.name}/"
+        return {name[len(lead) :]: why for name, why in self.report.skipped.items() if name.startswith(lead)}
+
+    def remarks(self) -> list[str]:
+        """Return what was remarked on its checkpoints, each once."""
+        return list(dict.fromkeys(remark for fact in self.facts for remark in fact.remarks))
+
+
+def views(report: Report) -> Iterator[RunView]:
+    """Yield the runs of a report in their order."""
+    for run in report.states:
+        yield RunView.of(report, run)
+
+
+def what_was_read(view: RunView) -> str:
+    """Return one line on the input: checkpoints, steps, family, stored type, coverage."""
+    n = len(view.table.checkpoints)
+    parts = ["1 checkpoint" if n == 1 else f"{n} checkpoints"]
+    if view.has_steps:
+        parts[0] += f", step {view.steps[0]}" if n == 1 else f", steps {view.steps[0]} to {view.steps[-1]}"
+    parts.append(", ".join(dict.fromkeys(fact.family for fact in view.facts)))
+    parts.append(", ".join(dict.fromkeys(fact.stored for fact in view.facts)))
+    parts.append(f"{len(view.last_rows())}/{len(view.table.heads)} heads in {len(view.modules())} layers")
+    return " · ".join(part for part in parts if part)
+
+
+def state_sentence(view: RunView) -> str:
+    """Return what the run's state rests on, as one sentence."""
+    state = view.state
+    if state.verdict == "broken":
+        return f"weights hold NaN or Inf at {view.at(-1)}"
+    if not np.isfinite(state.share):
+        return f"no head could be judged at {view.at(-1)}"
+    judged = len([row for row in view.last_rows() if view.verdict(int(row)) not in _UNSHARED])
+    many = round(state.share * judged)
+    text = f"{many} of {judged} heads ({state.share:.0%}) concentrated and large at {view.at(-1)}"
+    if state.verdict == "lost":
+        return f"{text}; from {LOST:.0%} a run counts as lost"
+    if state.verdict == "warned" and state.share < WARNED:
+        return f"{text}; a malignant head alone is a warning"
+    if state.verdict == "warned":
+        return f"{text}; from {WARNED:.0%} it is a warning, from {LOST:.0%} lost"
+    return text
+
+
+_UNSHARED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
+
+
+def turn_sentence(view: RunView) -> str:
+    """Return which head turned malignant first and when, or that none did."""
+    row = view.first_turn()
+    if row is None:
+        return "no head was malignant at any checkpoint"
+    others = view.counts(view.index_of(row))[Verdict.MALIGNANT] - 1
+    more = f", with {others} more" if others else ""
+    return f"{view.at(view.index_of(row))}: {head_name(view, row)} turned malignant{more}"
+
+
+def surge_sentence(view: RunView) -> str:
+    """Return when σ1 surged, or nothing."""
+    if view.state.surge is None:
+        return ""
+    when = f"by step {view.state.surge}" if view.has_steps else f"by checkpoint number {view.state.surge}"
+    return f"{when} ln σ1 of the median head had grown by {SURGE} a step or more"
+
+
+def head_name(view: RunView, row: int) -> str:
+    """Return "layer 2 head 3", with its block where the model has several."""
+    readings = view.report.readings
+    several = len({block for block, *_ in view.modules()}) > 1
+    block = f"{readings['block'][row]} " if several else ""
+    return f"{block}layer {readings['layer'][row]} head {readings['head'][row]}"
+
+
+SHORT = {
+    "effective_rank": "effective rank",
+    "sec_star": "SEC(s*)",
+    "freezing_ratio": "κ",
+    "predicted_entropy": "predicted entropy",
+    "predicted_rank": "predicted map rank",
+    "predicted_diagonal": "predicted diagonal",
+}
+SIGNS = {"<=": "≤", ">=": "≥"}
+_AGAINST = {"≤": ">", "≥": "<"}
+
+
+def condition_text(condition: Condition) -> str:
+    """Return a condition as "κ 1.40 ≥ 0.45", the sign telling how the value lies to the limit."""
+    name, sign = SHORT.get(condition.metric, condition.metric), SIGNS.get(condition.sign, condition.sign)
+    if condition.value is None:
+        return f"{name} not measured"
+    shown = sign if condition.holds else _AGAINST.get(sign, sign)
+    return f"{name} {number(condition.value)} {shown} {number(condition.limit)}"
+
+
+def reasons(view: RunView, row: int) -> list[str]:
+    """Return the conditions that a head's verdict rests on: those that hold, or could not be measured."""
+    return [condition_text(c) for c in view.report.evidence(row) if c.holds is not False]
+
+
+def evidence(report: Report, rows: Sequence[int]) -> dict[int, tuple[Condition, ...]]:
+    """Return the conditions behind several rows' verdicts, cutting those rows out of the table once."""
+    chosen = np.unique(np.asarray(rows, dtype=np.int64))
+    mask = np.zeros(len(report.readings), dtype=bool)
+    mask[chosen] = True
+    few = report.readings.where(mask)
+    return {
+        int(row): theorem.evidence(few, report.limits, i, float(report.random_rank[row]))
+        for i, row in enumerate(chosen)
+    }
+
+
+def number(value: float) -> str:
+    """Return a number in at most seven characters: three figures, "-" for NaN."""
+    if not np.isfinite(value):
+        return "-" if np.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{value:.1e}"

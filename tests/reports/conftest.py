@@ -1,0 +1,70 @@
+"""Reports of small GPT-2 state dicts, measured and judged by the road of files: a sound run, and one that collapses."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pytest
+
+from qkspec.analysis import Measured, Report, Settings, Skipped, judge, measure
+from qkspec.checkpoints.memory import from_state_dict
+
+STEPS = (0, 10, 20, 40, 80, 160)
+
+
+def gpt2_state(growth: float, *, layers: int, heads: int, d_q: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights of a GPT-2 whose even heads grow one direction ``growth`` times beyond their random start."""
+    rng = np.random.default_rng(seed)
+    d = heads * d_q
+    state = {}
+    for layer in range(layers):
+        weight = rng.standard_normal((d, 3 * d)) * 0.05
+        for head in range(0, heads, 2):
+            top = rng.standard_normal(d)
+            size = growth * (1 + layer + head / heads)
+            for part in (0, d):  # q, then k: the same direction of the input read into one coordinate
+                weight[:, part + head * d_q] += size * top / np.sqrt(d)
+        state[f"h.{layer}.attn.c_attn.weight"] = weight.astype(np.float32)
+        state[f"h.{layer}.attn.c_attn.bias"] = np.zeros(3 * d, np.float32)
+        state[f"h.{layer}.ln_1.weight"] = np.ones(d, np.float32)
+        state[f"h.{layer}.ln_1.bias"] = np.zeros(d, np.float32)
+    return state
+
+
+def measured_run(
+    name: str, growths: Iterable[float], *, layers: int = 3, heads: int = 4, steps: Sequence[int | None] = STEPS
+) -> list[Measured | Skipped]:
+    config = {"model_type": "gpt2", "n_head": heads, "n_layer": layers, "n_positions": 64}
+    results: list[Measured | Skipped] = []
+    for i, (step, growth) in enumerate(zip(steps, growths, strict=False)):
+        state = gpt2_state(growth, layers=layers, heads=heads)
+        label = f"step-{step:06d}" if step is not None else f"checkpoint {i}"
+        checkpoint = from_state_dict(state, config, name=label, step=step)
+        results.append(measure(checkpoint, Settings(), run=name))
+    return results
+
+
+COLLAPSING = (0.0, 0.3, 0.8, 1.6, 3.0, 6.0)
+SOUND = (0.0, 0.05, 0.1, 0.15, 0.2, 0.2)
+
+
+@pytest.fixture(scope="session")
+def make_report() -> Callable[..., Report]:
+    """Build a report from (run name, growths) pairs."""
+
+    def build(*runs: tuple[str, Sequence[float]], extra: Iterable[Skipped] = (), **shape: object) -> Report:
+        results = [result for name, growths in runs for result in measured_run(name, growths, **shape)]  # type: ignore[arg-type]
+        return judge([*results, *extra], Settings())
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def two_runs(make_report: Callable[..., Report]) -> Report:
+    """A run that collapses beside a sound one, with a file that was skipped."""
+    skipped = Skipped("lost", "step-000320", "step-000320/model.safetensors: is 12 bytes, too short; save it again")
+    return make_report(("lost", COLLAPSING), ("sound", SOUND), extra=[skipped])
+
+
+@pytest.fixture(scope="session")
+def one_run(make_report: Callable[..., Report]) -> Report:
+    return make_report(("lost", COLLAPSING))
