@@ -38,6 +38,9 @@ def inspect(
                 problems += 1
                 entries.append({"checkpoint": source.name, "step": source.step, "problem": str(error)})
         runs.append({"run": run.name, "checkpoints": entries, "skipped": dict(run.ignored)})
+    single = sum(len(run["checkpoints"]) for run in runs) == 1
+    if single and problems:
+        raise InputError(next(entry["problem"] for run in runs for entry in run["checkpoints"]))
     if as_json:
         print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))  # noqa: T201 - the command's result
     else:

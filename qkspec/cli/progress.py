@@ -20,10 +20,11 @@ def measured(
     from qkspec.analysis import Skipped, measure_runs
 
     results: Iterable[Measured | Skipped] = measure_runs(runs, settings)
+    total = sum(len(run.sources) for run in runs)
     if progress and not quiet and sys.stderr.isatty():
-        results = _bar(results, sum(len(run.sources) for run in runs))
+        results = _bar(results, total)
     for result in results:
-        if isinstance(result, Skipped) and not quiet:
+        if isinstance(result, Skipped) and not quiet and total > 1:  # of a single one the error tells all
             warn(f"{result.run}/{result.name} skipped: {result.reason}")
         yield result
 
