@@ -1,102 +1,48 @@
 """A policy of thresholds held against a report. What was not measured never passes."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qkspec.analysis import Report
-from qkspec.errors import UsageError
-from qkspec.readings import plain
+from qkspec.baseline import Bands
+from qkspec.policy import Held, Policy
+from qkspec.readings import Readings
 from qkspec.theorem import Verdict
 
+__all__ = ["Failure", "Outcome", "Policy", "check", "where"]
 
-@dataclass(frozen=True)
-class Policy:
-    """Thresholds that every head of every checkpoint must hold. None leaves a rule out.
-
-    Args:
-        max_sec: SEC(d_q, s) must stay at or below this, between 0 and 1.
-        s: of max_sec.
-        max_sigma1: σ_1(W_q'W_k) must stay at or below this.
-        max_freezing: the freezing ratio κ must stay at or below this.
-        fail_on: verdicts that no head may have.
-        last: hold only the last checkpoint of each run to it.
-        allow_skipped: pass although something could not be measured.
-    """
-
-    max_sec: float | None = None
-    s: int = 4
-    max_sigma1: float | None = None
-    max_freezing: float | None = None
-    fail_on: frozenset[Verdict] = frozenset()
-    last: bool = False
-    allow_skipped: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_sec", "max_sigma1", "max_freezing"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-                raise UsageError(f"threshold {option(name)} is {value!r}: give a number that is not negative")
-            if value is not None and math.isinf(value):
-                raise UsageError(f"threshold {option(name)} is infinite: leave it out to drop the rule")
-        if self.max_sec is not None and self.max_sec > 1:
-            raise UsageError(f"threshold --max-sec is {self.max_sec!r}: SEC lies between 0 and 1")
-        if self.s < 1:
-            raise UsageError(f"-s is {self.s}: SEC(d_q, s) needs s of at least 1")
-
-    @property
-    def rules(self) -> tuple[tuple[str, str, float], ...]:
-        """(option, metric, limit) of every numeric rule in force."""
-        known = (
-            ("--max-sec", f"sec_{self.s}", self.max_sec),
-            ("--max-sigma1", "sigma1", self.max_sigma1),
-            ("--max-freezing", "freezing_ratio", self.max_freezing),
-        )
-        return tuple((rule, metric, float(limit)) for rule, metric, limit in known if limit is not None)
-
-    @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any], where: str) -> "Policy":
-        """Build a policy from a settings table, refusing keys and types that are not its own.
-
-        Raises:
-            UsageError: naming ``where`` and the key.
-        """
-        allowed = {field.name for field in fields(cls)}
-        for key in settings:
-            if key.replace("-", "_") not in allowed:
-                raise UsageError(f"{where}: no gate setting is called {key!r}; known: {', '.join(sorted(allowed))}")
-        values = {key.replace("-", "_"): value for key, value in settings.items()}
-        if "fail_on" in values:
-            names = values["fail_on"]
-            values["fail_on"] = verdicts([names] if isinstance(names, str) else names, where)
-        for name in ("last", "allow_skipped"):
-            if not isinstance(values.get(name, False), bool):
-                raise UsageError(f"{where}: {name} must be true or false")
-        if not isinstance(values.get("s", 1), int) or isinstance(values.get("s", 1), bool):
-            raise UsageError(f"{where}: s must be a whole number")
-        return cls(**values)
+UNKNOWN_IF_UNJUDGED = frozenset(Verdict) - {Verdict.BROKEN, Verdict.DEAD}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One threshold crossed: where, by which rule, the value and the limit (as text where the rule is a verdict)."""
+    """One threshold crossed, or a value that a rule needed and that could not be computed.
+
+    Args:
+        where: "run/checkpoint module head h", or a run's name.
+        rule: the option and the metric.
+        value: None where it could not be measured; text where the rule is a verdict.
+        limit: text where the rule is a verdict.
+        row: of the report's readings, or -1 for a run.
+    """
 
     where: str
     rule: str
     value: float | str | None
     limit: float | str
+    row: int = -1
 
     @property
     def message(self) -> str:
         """One sentence for a log."""
+        limit = f"{self.limit:.6g}" if isinstance(self.limit, float) else self.limit
         if self.value is None:
-            return f"{self.where}: {self.rule} could not be measured (limit {self.limit})"
+            return f"{self.where}: {self.rule} could not be measured (limit {limit})"
         shown = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
-        return f"{self.where}: {self.rule} {shown} (limit {self.limit})"
+        return f"{self.where}: {self.rule} {shown} (limit {limit})"
 
 
 @dataclass(frozen=True)
@@ -107,7 +53,10 @@ class Outcome:
         failures: thresholds crossed, in the order of the table.
         unmeasured: values that a rule needed and that could not be computed.
         skipped: inputs that could not be read.
-        heads: rows that were held to the policy.
+        heads: rows that were held to at least one rule of the policy.
+        allow_skipped: the skipped ones do not count.
+        warnings: what had to be assumed; counts only under ``strict``.
+        strict: whether they count.
     """
 
     failures: tuple[Failure, ...]
@@ -115,6 +64,8 @@ class Outcome:
     skipped: Mapping[str, str]
     heads: int
     allow_skipped: bool = False
+    warnings: tuple[str, ...] = ()
+    strict: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -122,39 +73,51 @@ class Outcome:
         if self.failures:
             return 1
         incomplete = bool(self.unmeasured) or (bool(self.skipped) and not self.allow_skipped)
-        return 3 if incomplete or self.heads == 0 else 0
+        return 3 if incomplete or self.heads == 0 or (self.strict and bool(self.warnings)) else 0
 
 
-def check(report: Report, policy: Policy) -> Outcome:
+@dataclass
+class _Findings:
+    """Failures under construction, put into the order of the table at the end."""
+
+    failures: list[Failure] = field(default_factory=list)
+    unmeasured: list[Failure] = field(default_factory=list)
+
+
+def check(report: Report, policy: Policy, bands: Bands | None = None) -> Outcome:
     """Hold a report against a policy.
 
     A value is accepted only by ``value <= limit``, so NaN never passes: it is reported as unmeasured. A broken head
     (NaN or Inf weights) crosses every numeric rule, since no limit holds for it.
+
+    Args:
+        report: the evidence.
+        policy: the rules.
+        bands: of a baseline that every head must stay within, too.
     """
     rows = _last_rows(report) if policy.last else np.arange(len(report.readings))
-    failures: list[Failure] = []
-    unmeasured: list[Failure] = []
-    verdict = report.verdicts
-    columns = [(rule, metric, limit, report.readings.metric(metric)) for rule, metric, limit in policy.rules]
-    applicable_sec = report.readings["d_q"] >= policy.s
-    for row in rows:
-        for rule, metric, limit, values in columns:
-            if values[row] <= limit or (metric.startswith("sec_") and not applicable_sec[row]):
-                continue
-            value = plain(values[row])
-            if verdict[row] is Verdict.BROKEN:
-                failures.append(Failure(where(report, row), f"{rule} {metric}", Verdict.BROKEN.value, limit))
-            elif value is not None or np.isposinf(values[row]):
-                failures.append(Failure(where(report, row), f"{rule} {metric}", float(values[row]), limit))
-            elif verdict[row] is not Verdict.DEAD:  # an all-zero head has no SEC, and cannot exceed one
-                unmeasured.append(Failure(where(report, row), f"{rule} {metric}", None, limit))
-        if verdict[row] in policy.fail_on:
-            failures.append(Failure(where(report, row), "verdict", verdict[row].value, "--fail-on"))
-        elif verdict[row] is Verdict.BROKEN and not policy.rules:
-            failures.append(Failure(where(report, row), "verdict", verdict[row].value, "weights must be finite"))
-        elif verdict[row] is Verdict.UNJUDGED and policy.fail_on:
-            unmeasured.append(Failure(where(report, row), "verdict", None, "--fail-on"))
-    return Outcome(tuple(failures), tuple(unmeasured), report.skipped, len(rows), policy.allow_skipped)
+    found = _Findings()
+    readings = report.readings.where(_mask(rows, len(report.readings)))
+    rows = np.sort(rows)
+    held = list(policy.held(readings))
+    if bands is not None:
+        held += [Held(*rule) for rule in bands.rules(readings)]
+    touched = np.zeros(len(rows), dtype=bool)
+    for rule in held:
+        _hold(report, readings, rows, rule, found)
+        touched |= rule.in_force
+    touched |= _judge(report, policy, readings, rows, found)
+    _runs(report, policy, found)
+    remarks = dict.fromkeys(remark for fact in report.checkpoints for remark in fact.remarks)
+    return Outcome(
+        tuple(sorted(found.failures, key=lambda failure: failure.row)),
+        tuple(sorted(found.unmeasured, key=lambda failure: failure.row)),
+        report.skipped,
+        int(touched.sum()),
+        policy.allow_skipped,
+        tuple(remarks),
+        policy.strict,
+    )
 
 
 def where(report: Report, row: int) -> str:
@@ -163,27 +126,52 @@ def where(report: Report, row: int) -> str:
     return f"{r['run'][row]}/{r['checkpoint'][row]} {r['module'][row]} head {r['head'][row]}"
 
 
-def verdicts(names: object, source: str) -> frozenset[Verdict]:
-    """Parse verdict names ("malignant", "not-applicable").
+def _hold(report: Report, readings: Readings, rows: NDArray[np.int64], rule: Held, found: _Findings) -> None:
+    """Hold the rows of a table to one numeric rule."""
+    values = readings.metric(rule.metric)
+    with np.errstate(invalid="ignore"):
+        accepted = values >= rule.limits if rule.sign == ">=" else values <= rule.limits
+    name = f"{rule.option} {rule.metric}"
+    for at in np.flatnonzero(rule.in_force & ~accepted):
+        row, limit = int(rows[at]), float(rule.limits[at])
+        verdict = report.verdicts[row]
+        if verdict is Verdict.BROKEN:
+            found.failures.append(Failure(where(report, row), name, Verdict.BROKEN.value, limit, row))
+        elif not np.isnan(values[at]) and not np.isnan(limit):
+            found.failures.append(Failure(where(report, row), name, float(values[at]), limit, row))
+        elif verdict is not Verdict.DEAD:  # an all-zero head has no SEC, and cannot exceed one
+            found.unmeasured.append(Failure(where(report, row), name, None, limit, row))
 
-    Raises:
-        UsageError: a name is no verdict.
-    """
-    if not isinstance(names, (list, tuple)):
-        raise UsageError(f"{source}: fail_on must be a verdict or a list of verdicts")
-    known = {verdict.value.replace(" ", "-"): verdict for verdict in Verdict}
-    chosen = set()
-    for name in names:
-        key = str(name).strip().lower().replace(" ", "-").replace("_", "-")
-        if key not in known:
-            raise UsageError(f"{source}: {name!r} is no verdict; known: {', '.join(known)}")
-        chosen.add(known[key])
-    return frozenset(chosen)
+
+def _judge(
+    report: Report, policy: Policy, readings: Readings, rows: NDArray[np.int64], found: _Findings
+) -> NDArray[np.bool_]:
+    """Hold the rows' verdicts to the policy; return which rows have a verdict that it forbids."""
+    forbidden = policy.forbidden(readings)
+    for at, row in enumerate(rows.tolist()):
+        verdict = report.verdicts[row]
+        if verdict in forbidden[at]:
+            found.failures.append(Failure(where(report, row), "verdict", verdict.value, "--fail-on", row))
+        elif verdict is Verdict.BROKEN and not policy.rules:
+            limit = "weights must be finite"
+            found.failures.append(Failure(where(report, row), "verdict", verdict.value, limit, row))
+        elif verdict is Verdict.UNJUDGED and forbidden[at] & UNKNOWN_IF_UNJUDGED:
+            found.unmeasured.append(Failure(where(report, row), "verdict", None, "--fail-on", row))
+    return np.array([bool(verdicts) for verdicts in forbidden], dtype=bool)
 
 
-def option(name: str) -> str:
-    """Return a setting's name as its command-line option."""
-    return "--" + name.replace("_", "-")
+def _runs(report: Report, policy: Policy, found: _Findings) -> None:
+    """Hold each run's share of heads that are concentrated and large at its last checkpoint."""
+    if policy.max_share is None:
+        return
+    for run, state in report.states.items():
+        if state.share <= policy.max_share:
+            continue
+        if np.isnan(state.share) and state.verdict != Verdict.BROKEN.value:
+            found.unmeasured.append(Failure(run, "--max-share", None, policy.max_share))
+        else:
+            value = state.verdict if np.isnan(state.share) else state.share
+            found.failures.append(Failure(run, "--max-share", value, policy.max_share))
 
 
 def _last_rows(report: Report) -> NDArray[np.int64]:
@@ -192,3 +180,9 @@ def _last_rows(report: Report) -> NDArray[np.int64]:
         checkpoints = report.readings["checkpoint"][in_run]
         rows.append(np.flatnonzero(in_run & (report.readings["checkpoint"] == checkpoints[-1])))
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+
+def _mask(rows: NDArray[np.int64], length: int) -> NDArray[np.bool_]:
+    mask = np.zeros(length, dtype=bool)
+    mask[rows] = True
+    return mask

@@ -23,7 +23,8 @@ from qkspec.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qkspec.gate import Outcome, Policy
+    from qkspec.gate import Outcome
+    from qkspec.policy import Policy
 
 SHOWN = 20
 
@@ -37,6 +38,13 @@ def gate(
     max_freezing: Annotated[
         float | None, typer.Option("--max-freezing", help="Largest freezing ratio κ allowed.")
     ] = None,
+    min_entropy: Annotated[
+        float | None, typer.Option("--min-entropy", help="Least entropy / ln T of the predicted map allowed, 0 to 1.")
+    ] = None,
+    max_share: Annotated[
+        float | None,
+        typer.Option("--max-share", help="Largest share of a run's heads concentrated and large at its end, 0 to 1."),
+    ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option("--fail-on", help="Verdict that no head may have; repeatable (malignant, broken, ...)."),
@@ -44,6 +52,16 @@ def gate(
     last: Annotated[bool | None, typer.Option("--last", help="Only the last checkpoint of each run.")] = None,
     allow_skipped: Annotated[
         bool | None, typer.Option("--allow-skipped", help="Pass although some input could not be measured.")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Do not pass when something had to be assumed.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", help="Report directory of a healthy run; heads must stay within its bands."),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="How far outside --baseline's bands: a factor. Default: 2.")
     ] = None,
     layers: Layers = None,
     heads: Heads = None,
@@ -60,19 +78,21 @@ def gate(
 
     Without a threshold, no head may be malignant or broken.
     """
-    from qkspec.cli.measuring import measure
+    from qkspec.cli.measuring import load_bands, measure
     from qkspec.cli.settings import Flags, load_file
     from qkspec.gate import check
 
     table, where = load_file()
     given = {
-        "max_sec": max_sec, "s": s, "max_sigma1": max_sigma1, "max_freezing": max_freezing,
-        "fail_on": fail_on, "last": last, "allow_skipped": allow_skipped,
+        "max_sec": max_sec, "s": s, "max_sigma1": max_sigma1, "max_freezing": max_freezing, "min_entropy": min_entropy,
+        "max_share": max_share, "fail_on": fail_on, "last": last, "allow_skipped": allow_skipped, "strict": strict,
+        "baseline": baseline, "margin": margin,
     }  # fmt: skip
     rules = policy(given, table, where)
     flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers)
-    size = rules.s if rules.max_sec is not None else None
-    outcome = check(measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size), rules)
+    bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
+    size = rules.s if rules.needs_sec else None
+    outcome = check(measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size), rules, bands)
     show(outcome, rules)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
@@ -83,7 +103,7 @@ def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -
     from dataclasses import replace
 
     from qkspec.errors import UsageError
-    from qkspec.gate import Policy
+    from qkspec.policy import Policy
     from qkspec.theorem import Verdict
 
     written = table.get("gate", {})
@@ -93,7 +113,7 @@ def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -
     rules = Policy.from_mapping(
         {**{key.replace("-", "_"): value for key, value in written.items()}, **chosen}, where or "gate"
     )
-    if not rules.rules and not rules.fail_on:
+    if not rules.says_something:
         return replace(rules, fail_on=frozenset({Verdict.MALIGNANT, Verdict.BROKEN}))
     return rules
 
@@ -107,7 +127,11 @@ def show(outcome: "Outcome", rules: "Policy") -> None:
     if len(outcome.unmeasured) > SHOWN:
         lines.append(f"... and {len(outcome.unmeasured) - SHOWN} more")
     lines += [f"SKIPPED {where}: {reason}" for where, reason in outcome.skipped.items()]
+    lines += [f"ASSUMED {warning}" for warning in outcome.warnings if outcome.strict]
     said = [f"{rule} {limit:g}" for rule, _, limit in rules.rules]
+    said += [] if rules.max_share is None else [f"--max-share {rules.max_share:g}"]
+    said += [f"--baseline {rules.baseline}"] if rules.baseline else []
+    said += [f"{len(rules.layer)} overrides for layers"] if rules.layer else []
     said += [f"--fail-on {verdict.value.replace(' ', '-')}" for verdict in sorted(rules.fail_on, key=lambda v: v.value)]
     word = {0: "passed", 1: "failed", 3: "not proven"}[outcome.exit_code]
     lines.append(f"gate {word}: {outcome.heads} head readings held to {', '.join(said)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qkspec.analysis import Report, Settings, judge
+from qkspec.baseline import Bands
 from qkspec.checkpoints.sequence import find_runs
 from qkspec.cli import progress as bars
 from qkspec.cli.settings import Flags, settings
@@ -45,6 +46,17 @@ def measure(
             raise UsageError(f"{saved[0]}: a saved report is given alone, not beside other paths")
         return _saved(saved[0], chosen)
     return judge(bars.measured(find_runs(paths), chosen, quiet=quiet, progress=progress), chosen)
+
+
+def load_bands(path: str, margin: float) -> Bands:
+    """Read the bands of a baseline off a saved report.
+
+    Raises:
+        InputError: it is no report directory.
+    """
+    from qkspec.reports.saved import load
+
+    return Bands.of(load(Path(path)).readings, path, margin=margin)
 
 
 def _saved(path: str, chosen: Settings) -> Report:
