@@ -1,43 +1,56 @@
 """AdamW²: AdamW whose step on a matrix may not exceed the fraction τ of the matrix's spectral norm (P, algorithm 1)."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qkspec.errors import UsageError
+from qkspec.optim.bounding import Estimator, bounded_step
+from qkspec.optim.direction import moments, plain_adamw, uses_fused
+from qkspec.optim.readings import Reading, bound_fraction, suggest_tau, to_readings
 from qkspec.optim.roles import Role, View, choose_role, views
+from qkspec.optim.sharding import local
+from qkspec.optim.stack import Member, Stack, stack_up
 
-
-@dataclass(frozen=True)
-class Reading:
-    """What the last step did to one bounded matrix.
-
-    Args:
-        name: the parameter's name, with "[q]" and the like for one matrix of a fused projection.
-        sigma1_w: σ₁ of the weight before the step.
-        sigma1_u: σ₁ of the update ∇W, before any learning rate.
-        lr: the group's learning rate.
-        effective_lr: the learning rate that was applied.
-        bound: whether it was truncated.
-        floored: whether σ₁ of the weight was below the floor, which then stood in for it.
-    """
-
-    name: str
-    sigma1_w: float
-    sigma1_u: float
-    lr: float
-    effective_lr: float
-    bound: bool
-    floored: bool
+_MEMORY = ("basis_u", "basis_w")
 
 
 class AdamW2(torch.optim.AdamW):
-    """AdamW that truncates a matrix's learning rate to τ σ₁(W)/σ₁(∇W) for one step where it is larger (Rule 1)."""
+    """AdamW that, for one matrix and one step, truncates the learning rate to τ σ₁(W)/σ₁(∇W) where it is larger.
+
+    A drop-in for ``torch.optim.AdamW``: the same arguments, the same state, loadable both ways. The truncated rate
+    multiplies the decay as well; a group's own lr is never touched. With τ = ∞ it is AdamW.
+
+    q, k and v of a fused projection are bounded one by one; embeddings and vectors keep the plain lr unless ``exempt``
+    says otherwise. Give it ``model.named_parameters()``: names are what tells these apart. ``table()`` shows the choice.
+
+    Args:
+        params: parameters, named parameters, or groups of either.
+        lr, betas, eps, weight_decay, amsgrad: as in torch.
+        tau: largest σ₁ of a step relative to σ₁ of the weight, above 0: growth per step is at most e^τ. The paper's
+            0.003-0.01 is for runs of 10⁵ steps from large initial weights.
+        power_iters: two-sided passes over each update. With ``block=1, warm=False`` these are the paper's iterations.
+        block: probes remembered for each matrix; as many fresh ones join them every step.
+        warm: remember probes from step to step; without, every estimate starts cold, the weight's too.
+        refresh: steps between passes over a weight; in between ‖Wv‖ with its last Ritz vector stands for σ₁(W).
+        eps_mode: "outside" the root as torch has it, or "inside" as the paper prints it.
+        floor: σ₁(W) counts as at least floor · (√m + √n), half of what N(0, 0.02) entries have; 0 is the algorithm as
+            printed, under which a zero matrix stays zero for ever.
+        exempt: kinds ("embedding", "vector", "matrix") and shell patterns of names that keep the plain lr.
+        roles: shell patterns of names to a ``Role`` or a word, where what names and shapes tell is wrong.
+        certified: bound σ₁(∇W) from above by its Schatten-8 norm, so that Rule 1 holds for certain (where not floored).
+        seed: of the probes; the global random state is never read or changed.
+        batched: multiply matrices of one shape together (default: on CUDA, and where sharded).
+        maximize, foreach, fused, capturable: as in torch; by default torch's fused kernel does the element-wise part.
+
+    Raises:
+        UsageError: an argument is out of range, or a parameter cannot be bounded as asked.
+    """
 
     def __init__(
         self,
@@ -50,7 +63,7 @@ class AdamW2(torch.optim.AdamW):
         *,
         tau: float = 0.004,
         power_iters: int = 1,
-        block: int = 4,
+        block: int = 8,
         warm: bool = True,
         refresh: int = 10,
         eps_mode: Literal["outside", "inside"] = "outside",
@@ -59,83 +72,186 @@ class AdamW2(torch.optim.AdamW):
         roles: Mapping[str, Role | str] | None = None,
         certified: bool = False,
         seed: int = 0,
+        batched: bool | None = None,
         **torch_options: Any,
     ) -> None:
-        if not tau > 0:
-            raise UsageError(f"tau is the largest relative step and must be above 0, not {tau}")
-        self._exempt = tuple(exempt)
-        self._roles = roles
-        self._views: dict[Tensor, tuple[View, ...]] = {}
-        self._last: list[tuple[str, Tensor]] = []
+        self._how = Estimator(power_iters, block, warm, refresh, certified, seed)
+        self._exempt, self._roles, self._batched = (
+            (exempt,) if isinstance(exempt, str) else tuple(exempt),
+            roles,
+            batched,
+        )
+        self._forget()
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **torch_options)
+        ours = {"tau": tau, "eps_mode": eps_mode, "floor": floor, "bounded_steps": 0}
+        self.defaults.update(ours)
         for group in self.param_groups:
-            group.update(tau=tau, eps_mode=eps_mode, floor=floor)
+            for name, value in ours.items():
+                group.setdefault(name, value)
+            _check(group, self._how)
+        self._members()
+
+    def _forget(self) -> None:
+        """Drop everything that can be computed again from the groups and the state."""
+        self._plan: tuple[tuple[int, ...], list[list[Stack]], list[tuple[dict[str, Any], list[Tensor]]]] | None = None
+        self._records: list[tuple[tuple[str, ...], Tensor]] = []
+        self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of the optimizer needs."""
+        ours = ("_how", "_exempt", "_roles", "_batched")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, torch.optim.AdamW's included, whose groups lack our settings."""
+        self._forget()
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for group in self.param_groups:
+            for name in ("tau", "eps_mode", "floor", "bounded_steps"):
+                group.setdefault(name, self.defaults[name])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, and settle what each of its parameters is."""
+        """Add a group as torch does; it may set tau, floor and eps_mode of its own."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        names = group.get("param_names", [None] * len(group["params"]))
-        for i, (name, p) in enumerate(zip(names, group["params"], strict=True)):
-            role = choose_role(name, p.shape, self._roles)
-            shown = name or f"group{len(self.param_groups) - 1}.{i}"
-            free = any(fnmatchcase(role.kind, e) or fnmatchcase(shown, e) for e in self._exempt)
-            self._views[p] = () if free else views(shown, role)
+        self._plan = None
+        if "tau" in self.defaults:
+            _check(self.param_groups[-1], self._how)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of AdamW2, bit for bit, or of torch.optim.AdamW, whose first step then measures from scratch."""
+        super().load_state_dict(state_dict)
+        ours = [p for group in self.param_groups for p in group["params"]]
+        theirs = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for p, i in zip(ours, theirs, strict=True):
+            saved = state_dict["state"].get(i, {})
+            for name in _MEMORY:
+                if name in saved:  # torch has cast it to the parameter's dtype, which may be narrower
+                    self.state[p][name] = saved[name].to(local(p).device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; a closure, where given, computes the loss again and returns it."""
+        """Take one step; a closure, where given, computes the loss again, and its result is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._last = []
+        scaler = {n: v for n in ("grad_scale", "found_inf") if (v := getattr(self, n, None)) is not None}
+        _, batches, free = self._plan_step()
+        for group, params in free:
+            plain_adamw([local(p).detach() for p in params], [moments(p, self.state[p]) for p in params], group, scaler)
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        self._records = []
+        for stacks in batches:
+            records = bounded_step(
+                stacks, self.state, self._how, scaler, scratch=self._scratch_for(stacks), renew_all=capturing
+            )
+            self._records += zip([stack.names for stack in stacks], records, strict=True)
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_one(p, group)
+            group["bounded_steps"] += 1
+        if any(stack.cold for stacks in batches for stack in stacks):
+            self._plan = None
         return loss
 
-    def _step_one(self, p: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
-        if not state:
-            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        state["step"] += 1
-        t, (beta1, beta2) = state["step"].item(), group["betas"]
-        assert p.grad is not None
-        state["exp_avg"].lerp_(p.grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-        m, v = state["exp_avg"] / (1 - beta1**t), state["exp_avg_sq"] / (1 - beta2**t)
-        inside = group["eps_mode"] == "inside"
-        update = m / ((v + group["eps"]).sqrt() if inside else v.sqrt() + group["eps"])
-        for view in self._views[p] or (View(""),):
-            w, u = _cut(view, p), _cut(view, update)
-            alpha = torch.as_tensor(float(group["lr"]))
-            if self._views[p]:
-                sigma_w, sigma_u = torch.linalg.matrix_norm(w, 2), torch.linalg.matrix_norm(u, 2)
-                floor = group["floor"] * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1]))
-                limit = group["tau"] * sigma_w.clamp(min=floor) / sigma_u
-                floored = (sigma_w < floor).float()
-                bound = (limit < alpha).float()
-                applied = torch.where(limit < alpha, limit, alpha)
-                self._last.append((view.name, torch.stack([sigma_w, sigma_u, alpha, applied, bound, floored])))
-                alpha = applied
-            w.add_(u + group["weight_decay"] * w, alpha=-float(alpha))
-
     def readings(self) -> tuple[Reading, ...]:
-        """Return what the last step did to every bounded matrix."""
-        return tuple(
-            Reading(name, *values[:4], bool(values[4]), bool(values[5]))
-            for name, values in ((n, v.tolist()) for n, v in self._last)
-        )
+        """Return what the last step did to every bounded matrix; the only call that waits for the device."""
+        names = [name for some, _ in self._records for name in some]
+        return to_readings(names, [record for _, record in self._records])
 
     @property
     def bound_fraction(self) -> float:
-        """Share of the bounded matrices whose learning rate the last step truncated."""
-        return sum(r.bound for r in self.readings()) / max(1, len(self._last))
+        """Share of the bounded matrices whose learning rate the last step truncated; NaN before the first step."""
+        return bound_fraction([record for _, record in self._records])
+
+    def suggest_tau(self, share: float = 0.5) -> float:
+        """Return the τ that would have truncated the given share of the last step's matrices."""
+        return suggest_tau(self.readings(), share)
+
+    def table(self) -> str:
+        """Return one line a parameter: name, shape, kind, and the matrices that are bounded or "free"."""
+        rows = []
+        for member, kind in self._members():
+            shown = ", ".join(v.name.removeprefix(member.name) or "whole" for v in member.views) or "free"
+            rows.append((member.name, " x ".join(map(str, member.param.shape)), kind, shown))
+        widths = [max([len(row[i]) for row in rows], default=0) for i in range(3)]
+        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+
+    def _members(self) -> list[tuple[Member, str]]:
+        """Return every parameter with its role, in order; one that is exempt has no views."""
+        members: list[tuple[Member, str]] = []
+        for g, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for i, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+                shown = name or f"group{g}.{i}"
+                role = choose_role(name, p.shape, self._roles)
+                free = any(role.kind == e or fnmatchcase(shown, e) for e in self._exempt)
+                cuts: tuple[View, ...] = () if free else views(shown, role)
+                members.append((Member(p, len(members), shown, cuts, group), role.kind))
+        return members
+
+    def _plan_step(self) -> tuple[tuple[int, ...], list[list[Stack]], list[tuple[dict[str, Any], list[Tensor]]]]:
+        """Return the stacks to bound, batch by batch, and what is left to plain AdamW; planned anew when it changes."""
+        present = tuple(id(p) for group in self.param_groups for p in group["params"] if p.grad is not None)
+        if self._plan is None or self._plan[0] != present:
+            members = [member for member, _ in self._members() if member.param.grad is not None]
+            for member in members:
+                self._prepare(member)
+            bounded = [m for m in members if m.views]
+            stacks = stack_up(bounded, self.state, self._how.block, self._how.seed, alone=self._alone)
+            single = [[s] for s in stacks if self._alone(s.members[0].param)]
+            rest = sorted((s for s in stacks if not self._alone(s.members[0].param)), key=_batch)
+            batches = single + [list(some) for _, some in groupby(rest, key=_batch)]
+            free = [(g, [m.param for m in members if not m.views and m.group is g]) for g in self.param_groups]
+            self._plan = present, batches, [(g, params) for g, params in free if params]
+        return self._plan
+
+    def _alone(self, p: Tensor) -> bool:
+        """Whether a parameter is best handled by itself: stacking only helps where launches cost."""
+        batched = p.device.type != "cpu" if self._batched is None else self._batched
+        return not batched and local(p) is p
+
+    def _prepare(self, member: Member) -> None:
+        """Give a parameter Adam's state, and put its step count where torch's kernels want it."""
+        p, group, state = member.param, member.group, self.state[member.param]
+        assert p.grad is not None
+        if p.grad.is_sparse or p.is_complex():
+            raise UsageError(f"{member.name}: AdamW2 takes real, dense gradients only")
+        on_device = uses_fused(group, p) or group["capturable"]
+        if "exp_avg" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=local(p).device if on_device else "cpu")
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if on_device and state["step"].device != local(p).device:
+            state["step"] = state["step"].to(local(p).device)
+
+    def _scratch_for(self, stacks: list[Stack]) -> Tensor | None:
+        """Return memory for one parameter's update, small enough to stay in cache; None for batches, which allocate."""
+        p = stacks[0].members[0].param
+        if not self._alone(p):
+            return None
+        need = prod(stacks[0].shape)
+        if p.dtype not in self._scratch or self._scratch[p.dtype].numel() < need:
+            largest = max(q.numel() for group in self.param_groups for q in group["params"] if q.dtype == p.dtype)
+            self._scratch[p.dtype] = torch.empty(max(need, largest), dtype=p.dtype)
+        return self._scratch[p.dtype]
 
 
-def _cut(view: View, t: Tensor) -> Tensor:
-    """Return the matrix that a view names, sharing the parameter's memory."""
-    flat = t.view(t.shape[0], -1)
-    return flat if view.size < 0 else flat.narrow(view.dim, view.start, view.size)
+def _batch(stack: Stack) -> tuple[str, bool]:
+    return str(local(stack.members[0].param).device), stack.cold
+
+
+def _check(group: dict[str, Any], how: Estimator) -> None:
+    """Refuse what cannot be meant."""
+    if not group["tau"] > 0:
+        raise UsageError(f"tau is the largest relative step and must be above 0, not {group['tau']}")
+    if not group["floor"] >= 0:
+        raise UsageError(f"floor must be 0 (as printed) or above, not {group['floor']}")
+    if group["eps_mode"] not in ("outside", "inside"):
+        raise UsageError(f"eps_mode is 'outside' (torch) or 'inside' (the paper), not {group['eps_mode']!r}")
+    if min(how.power_iters, how.block, how.refresh) < 1:
+        raise UsageError("power_iters, block and refresh must be at least 1")
+    if group["differentiable"]:
+        raise UsageError("AdamW2 cannot be differentiated through; leave differentiable off")
+    if group["fused"] and group["eps_mode"] == "inside":
+        raise UsageError("torch's fused kernel has ε outside the root; leave fused unset with eps_mode='inside'")

@@ -1,0 +1,139 @@
+"""Adam's update before any learning rate, written into a scratch tensor; and plain AdamW for what is not bounded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from qkspec.optim.sharding import local
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One parameter's gradient and Adam state on this rank; the state is updated in place.
+
+    Args:
+        grad, first, second, largest: of the parameter's local shape; ``largest`` only with amsgrad.
+        step: () float32, counted up by the update.
+    """
+
+    grad: Tensor
+    first: Tensor
+    second: Tensor
+    largest: Tensor | None
+    step: Tensor
+
+
+def moments(p: Tensor, state: dict[str, Any]) -> Moments:
+    """Return what Adam needs of a parameter that has a gradient."""
+    assert p.grad is not None
+    largest = state.get("max_exp_avg_sq")
+    return Moments(
+        local(p.grad),
+        local(state["exp_avg"]),
+        local(state["exp_avg_sq"]),
+        None if largest is None else local(largest),
+        state["step"],
+    )
+
+
+def uses_fused(group: dict[str, Any], p: Tensor) -> bool:
+    """Whether torch's fused kernel does the element-wise part: when asked for, or by default on CPU and CUDA."""
+    if group["eps_mode"] == "inside" or group["foreach"] is not None:
+        return False
+    if group["fused"] is not None:
+        return bool(group["fused"])
+    return p.device.type in ("cpu", "cuda") and p.is_floating_point()
+
+
+def direction(m: Moments, group: dict[str, Any]) -> Tensor:
+    """Return Adam's update m̂ / (√v̂ + ε), or m̂ / √(v̂ + ε) with eps_mode "inside" (P, algorithm 1, line 5)."""
+    beta1, beta2 = group["betas"]
+    m.step.add_(1)
+    grad = -m.grad if group["maximize"] else m.grad
+    m.first.lerp_(grad, 1 - beta1)
+    m.second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    t = m.step.double()
+    second = m.second
+    if m.largest is not None:
+        torch.maximum(m.largest, m.second, out=m.largest)
+        second = m.largest
+    second = second / (1 - beta2**t)
+    eps = group["eps"]
+    root = (second + eps).sqrt_() if group["eps_mode"] == "inside" else second.sqrt_().add_(eps)
+    return (m.first / (1 - beta1**t)).div_(root)
+
+
+def write_directions(
+    out: Sequence[Tensor], scale: float, ms: Sequence[Moments], group: dict[str, Any], scaler: dict[str, Tensor]
+) -> None:
+    """Write -scale · (Adam's update) into zeroed scratch tensors, through torch's own kernels where they apply.
+
+    Args:
+        out: (rows, columns) each, zero on entry, contiguous.
+        scale: factor on the update.
+        ms: one a scratch tensor, of equally many elements.
+        group: the parameter group.
+        scaler: ``grad_scale`` and ``found_inf`` of a GradScaler, for the fused kernel; else empty.
+    """
+    plain = group["eps_mode"] == "outside" and all(m.first.is_contiguous() for m in ms)
+    if plain:
+        shaped = [_like(m, o) for m, o in zip(ms, out, strict=True)]
+        _torch_adamw(out, shaped, group, scale, 0.0, scaler)
+        return
+    for m, o in zip(ms, out, strict=True):
+        o.copy_(direction(m, group).reshape(o.shape)).mul_(-scale)
+
+
+def plain_adamw(ps: Sequence[Tensor], ms: Sequence[Moments], group: dict[str, Any], scaler: dict[str, Tensor]) -> None:
+    """Take torch's AdamW step on parameters that are not bounded (local tensors)."""
+    if not ps:
+        return
+    lr, decay = group["lr"], group["weight_decay"]
+    if group["eps_mode"] == "outside":
+        _torch_adamw(ps, ms, group, lr, decay, scaler)
+        return
+    for p, m in zip(ps, ms, strict=True):
+        p.mul_(1 - lr * decay).sub_(direction(m, group) * lr)
+
+
+def _like(m: Moments, out: Tensor) -> Moments:
+    largest = None if m.largest is None else m.largest.view(out.shape)
+    return Moments(
+        m.grad.reshape(out.shape).contiguous(), m.first.view(out.shape), m.second.view(out.shape), largest, m.step
+    )
+
+
+def _torch_adamw(
+    ps: Sequence[Tensor],
+    ms: Sequence[Moments],
+    group: dict[str, Any],
+    lr: float | Tensor,
+    decay: float,
+    scaler: dict[str, Tensor],
+) -> None:
+    fused = uses_fused(group, ps[0])
+    beta1, beta2 = group["betas"]
+    adamw(
+        list(ps),
+        [m.grad for m in ms],
+        [m.first for m in ms],
+        [m.second for m in ms],
+        [m.largest for m in ms if m.largest is not None],
+        [m.step for m in ms],
+        foreach=None if fused else bool(group["foreach"]),
+        capturable=group["capturable"],
+        fused=fused,
+        grad_scale=scaler.get("grad_scale"),
+        found_inf=scaler.get("found_inf"),
+        amsgrad=group["amsgrad"],
+        beta1=beta1,
+        beta2=beta2,
+        lr=lr,  # type: ignore[arg-type]  # torch's annotation says float, its code takes a tensor
+        weight_decay=decay,
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )

@@ -1,0 +1,100 @@
+"""What of a parameter lies on this rank, and the one reduction that makes its norms whole (FSDP2: DTensor, Shard(0))."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qkspec.errors import UsageError
+from qkspec.optim.roles import View
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [offset, offset + rows) of a parameter, on this rank.
+
+    Args:
+        group: the ranks that hold the other rows.
+        offset: the first row here.
+        rows: how many are here; may be 0.
+    """
+
+    group: Any  # dist.ProcessGroup, which torch built without distributed does not have
+    offset: int
+    rows: int
+
+
+def local(t: Tensor) -> Tensor:
+    """Return the part of a tensor that lies on this rank, sharing its memory; a plain tensor is all here."""
+    to_local = getattr(t, "to_local", None)
+    if to_local is None:
+        return t
+    part: Tensor = to_local()
+    return part
+
+
+def shard_of(p: Tensor, name: str) -> Shard | None:
+    """Return which rows of a parameter are here, or None where all of them are.
+
+    Raises:
+        UsageError: the parameter is divided otherwise than by rows over one dimension of its mesh.
+    """
+    placements = getattr(p, "placements", None)
+    if placements is None:
+        return None
+    divided = [i for i, placement in enumerate(placements) if not placement.is_replicate()]
+    if not divided:
+        return None
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    if len(divided) > 1 or type(placements[divided[0]]).__name__ != "Shard" or placements[divided[0]].dim != 0:
+        raise UsageError(
+            f"{name} is placed as {placements}; AdamW2 bounds parameters sharded by rows (Shard(0), as FSDP2 does): "
+            "exempt it by name or shard it so"
+        )
+    axis = divided[0]
+    rank, ranks = mesh.get_local_rank(axis), mesh.size(axis)
+    chunk = -(-p.shape[0] // ranks)
+    offset = min(rank * chunk, p.shape[0])
+    return Shard(mesh.get_group(axis), offset, min(chunk, p.shape[0] - offset))
+
+
+def local_views(views: Sequence[View], shard: Shard | None, shape: Sequence[int], name: str) -> tuple[View, ...]:
+    """Return the views cut down to the rows that are here (perhaps none).
+
+    Raises:
+        UsageError: q, k and v are interleaved along the divided dimension.
+    """
+    if shard is None:
+        return tuple(views)
+    return tuple(_local_view(view, shard, (shape[0], prod(shape[1:])), name) for view in views)
+
+
+def _local_view(view: View, shard: Shard, shape: tuple[int, int], name: str) -> View:
+    if view.size < 0 or view.dim == 1:
+        return view
+    if view.units > 1:
+        raise UsageError(f"{name}: parts interleaved in {view.units} units cannot be bounded while sharded by rows")
+    first = min(max(view.start - shard.offset, 0), shard.rows)
+    last = min(max(view.start + view.size - shard.offset, 0), shard.rows)
+    return replace(view, start=first, size=last - first)
+
+
+def reduce_all(tensors: list[Tensor], groups: Sequence[Any]) -> list[Tensor]:
+    """Sum tensors over the ranks of their groups: one packed float64 buffer and one all-reduce a group.
+
+    Args:
+        tensors: of any shapes and dtypes.
+        groups: for each tensor the process group that holds the other summands, or None.
+    """
+    whole = list(tensors)
+    for group in {id(g): g for g in groups if g is not None}.values():
+        at = [i for i, g in enumerate(groups) if g is group]
+        buffer = torch.cat([tensors[i].double().flatten() for i in at])
+        dist.all_reduce(buffer, group=group)
+        for i, part in zip(at, buffer.split([tensors[i].numel() for i in at]), strict=True):
+            whole[i] = part.view(tensors[i].shape).to(tensors[i].dtype)
+    return whole

@@ -1,0 +1,196 @@
+"""The spectral norm of a matrix from a few products with it: estimates from below, and one bound from above.
+
+Everything here is pure, batched over the first dimension, and free of host synchronization, so that the same code runs
+on a CPU, on a GPU and inside a CUDA graph. Shapes: views (matrices), m rows, n columns, k probes, keep remembered ones.
+"""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from qkspec.optim.roles import View
+
+_MASK = 0xFFFFFFFF
+_SQUARINGS = 6  # of the whitened Ritz matrix: its 64th power is one direction to working precision
+
+
+def cut(view: View, t: Tensor) -> Tensor:
+    """Return the block of t (..., rows, columns) that a view names, sharing its memory.
+
+    Returns:
+        (..., size, columns) or (..., rows, size); with units > 1 one dimension more, (units, size) in place of size.
+    """
+    if view.size < 0:
+        return t
+    dim = view.dim - 2
+    if view.units > 1:
+        t = t.unflatten(dim, (view.units, -1))
+    return t.narrow(dim, view.start, view.size)
+
+
+def matrix(view: View, t: Tensor) -> Tensor:
+    """Return a view's matrix (..., m, n) for reading, in single precision or better; a copy only where it must be."""
+    block = cut(view, t)
+    if view.units > 1:
+        block = block.flatten(-3, -2) if view.dim == 0 else block.flatten(-2, -1)
+    return block if block.dtype in (torch.float32, torch.float64) else block.float()
+
+
+def key(seed: int, parameter: int, view: int, use: str) -> int:
+    """Return the 32-bit key of one stream of probes."""
+    return crc32(f"{seed}/{parameter}/{view}/{use}".encode())
+
+
+def fresh(keys: Tensor, steps: Tensor, count: int, n: int) -> Tensor:
+    """Return probes that depend on (key, step, position) alone: a counter-based stream, the same on every device.
+
+    Each entry is one of 16 equally spaced values, symmetric about zero; eight entries share one 32-bit hash.
+
+    Args:
+        keys: (views,) int64, from ``key``.
+        steps: (views,) or () int64.
+        count: probes a view.
+        n: entries a probe, fewer than 2^24; the first entries do not depend on it.
+
+    Returns:
+        (views, count, n), float32.
+    """
+    planes = -(-count // 8)
+    stream = _mix((keys + steps * 0x9E3779B1) & _MASK)
+    position = torch.arange(n, device=keys.device) | (torch.arange(planes, device=keys.device) << 24)[:, None]
+    bits = _mix(position ^ stream[:, None, None])[:, :, None]  # (views, planes, 1, n)
+    shift = 4 * torch.arange(8, device=keys.device)[:, None]
+    return (((bits >> shift) & 15).flatten(1, 2)[:, :count] - 7.5).float()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Hash 32-bit values held in int64; both multipliers are below 2^31, so that no product overflows."""
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _MASK
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK
+    return x ^ (x >> 15)
+
+
+def products(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pass once over a matrix on both sides: z = x a', y = z a.
+
+    With the rows of a divided among ranks, z' is divided likewise and the ranks' y add up.
+
+    Args:
+        a: (views, m, n).
+        x: (views, k, n) probes.
+
+    Returns:
+        z' z of the images, (views, k, k) float64, and y, (views, k, n) float64.
+    """
+    z = x.to(a.dtype) @ a.mT
+    y = z @ a
+    z = z.double()
+    return z @ z.mT, y.double()
+
+
+def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, Tensor]:
+    """Solve the Rayleigh-Ritz problem of one pass and choose what to remember.
+
+    The pencil (y y', z' z) is whitened by a Cholesky factor, slightly shifted so that parallel probes do no harm; its
+    leading vector comes from repeated squaring, which needs neither an eigensolver nor the host. σ is the exact quotient
+    of that vector, so it is never above σ₁. The remembered probes take one step of block iteration in whitened form,
+    which lets the fresh ones in.
+
+    Args:
+        gram: (views, k, k) z' z, float64.
+        image: (views, k, k) y y', float64.
+        keep: how many probes to remember, at most k.
+        shift: relative to the probes' norms; above the rounding of the products.
+
+    Returns:
+        σ (views,), at most σ₁: the largest ‖a'u‖/‖u‖ over u in the span of the images; and (views, k, keep), the
+        combinations of the rows of y to probe with next time, of which the first belongs to σ. Both float64.
+    """
+    size = gram.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(size > 0, size.rsqrt(), size)[..., None]
+    whole, seen = gram * scale * scale.mT, image * scale * scale.mT
+    k = gram.shape[-1]
+    factor = torch.linalg.cholesky_ex(whole + shift * torch.eye(k, dtype=gram.dtype, device=gram.device)).L
+    half = torch.linalg.solve_triangular(factor, seen, upper=False)
+    white = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    power = _unit_trace(white)
+    for _ in range(_SQUARINGS):
+        power = _unit_trace(power @ power)
+    strongest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, k, 1)
+    chosen = torch.cat([power.gather(-1, strongest), white[..., : keep - 1]], -1)
+    chosen = torch.linalg.solve_triangular(factor.mT, chosen, upper=True)
+    top = chosen[..., :1]
+    above, below = (top.mT @ seen @ top)[:, 0, 0], (top.mT @ whole @ top)[:, 0, 0]
+    sigma = torch.where(below == 0, below, above / below).sqrt()
+    return sigma, normalize(chosen, dim=-2) * scale
+
+
+def remember(chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Return the next probes, (views, keep, n) unit vectors; one that a zero matrix would erase stays as it was.
+
+    Args:
+        chosen: (views, k, keep) from ``ritz``.
+        y: (views, k, n) from ``products``.
+        x: (views, k, n) this time's probes.
+    """
+    rows = chosen.mT @ y
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    old = normalize(x[:, : chosen.shape[-1]].double(), dim=-1)
+    return torch.where(length > 0, rows / length, old).to(x.dtype)
+
+
+def _unit_trace(a: Tensor) -> Tensor:
+    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return a / torch.where(trace > 0, trace, trace.new_ones(()))
+
+
+def power_iteration(a: Tensor, x: Tensor, iterations: int) -> Tensor:
+    """Estimate σ₁ as the paper does: v ← a'av/‖·‖ from a cold start, then ‖av‖ (P, section 2, for any shape).
+
+    Args:
+        a: (views, m, n).
+        x: (views, n) starting vectors.
+        iterations: the paper's K, 3 by default there; each is two products.
+
+    Returns:
+        (views,), float64.
+    """
+    v = normalize(x.to(a.dtype), dim=-1)[:, None]
+    for _ in range(iterations):
+        v = normalize((v @ a.mT) @ a, dim=-1, eps=1e-30)
+    return torch.linalg.vector_norm((v @ a.mT)[:, 0], dim=-1).double()
+
+
+def image_norm2(matrices: Sequence[Tensor], v: Tensor) -> Tensor:
+    """Return ‖a v‖², (views,) float64, for each matrix (m, n) and its unit vector of v (views, n).
+
+    With last time's Ritz vector this bounds σ₁² from below at the cost of one reading. With the rows divided among
+    ranks, the ranks' results add up.
+    """
+    image = torch.stack([a @ x for a, x in zip(matrices, v.unbind(0), strict=True)]).double()
+    return (image * image).sum(-1)
+
+
+def inner(a: Tensor) -> Tensor:
+    """Return a'a (views, n, n) in the matrix's precision; with the rows divided among ranks, their results add up."""
+    return a.mT @ a
+
+
+def schatten8(gram: Tensor) -> Tensor:
+    """Return the Schatten-8 norm (Σσ⁸)^(1/8) >= σ₁ from a'a (views, n, n): tight to (n)^(1/8) and far closer in practice.
+
+    Returns:
+        (views,) float64, with a margin for the rounding of the products.
+    """
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    unit = gram / torch.where(trace > 0, trace, torch.ones_like(trace))[..., None, None]
+    fourth = torch.linalg.matrix_norm(unit @ unit).double()
+    return trace.double().sqrt() * fourth.pow(0.25) * (1 + margin(gram.dtype))
+
+
+def margin(dtype: torch.dtype) -> float:
+    """Return the relative rounding error that a certified bound allows its norms."""
+    return 1e-12 if dtype == torch.float64 else 1e-5

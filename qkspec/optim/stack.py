@@ -1,0 +1,160 @@
+"""Parameters of one shape, cut and settings, bounded together: one matrix product serves them all."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkspec.optim.direction import Moments, moments, write_directions
+from qkspec.optim.roles import View
+from qkspec.optim.sharding import Shard, local, local_views, shard_of
+from qkspec.optim.sigma import cut, key, matrix
+
+
+@dataclass(frozen=True)
+class Member:
+    """One bounded parameter: where it stands in the optimizer, what it is called and how it is cut."""
+
+    param: Tensor
+    ordinal: int
+    name: str
+    views: tuple[View, ...]
+    group: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Members bounded together. Shapes: members P, views V, remembered probes b, columns n.
+
+    Args:
+        members: P parameters with a gradient.
+        views: V cuts of the local rows, the same for every member.
+        shape: (rows, columns) of the local part.
+        shard: the ranks that share the rows, or None.
+        keys_u, keys_w: (V, P) int64 keys of the probe streams.
+        basis_u, basis_w: (P, V, b, n) what is remembered of update and weight; each member's state holds a slice.
+        sizes: for each view √m + √n of the whole matrix, the unit of the floor.
+        cold: nothing is remembered yet.
+    """
+
+    members: tuple[Member, ...]
+    views: tuple[View, ...]
+    shape: tuple[int, int]
+    shard: Shard | None
+    keys_u: Tensor
+    keys_w: Tensor
+    basis_u: Tensor
+    basis_w: Tensor
+    sizes: tuple[float, ...]
+    cold: bool
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The parameter group, whose settings all members share."""
+        return self.members[0].group
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the bounded matrices, view after view."""
+        return tuple(member.views[j].name for j in range(len(self.views)) for member in self.members)
+
+    def weights(self, view: View) -> list[Tensor]:
+        """Return each member's matrix of a view for reading, (m, n)."""
+        return [matrix(view, local(member.param).detach().reshape(self.shape)) for member in self.members]
+
+    def directions(self, state: dict[Tensor, Any], scaler: dict[str, Tensor], scratch: Tensor | None) -> Tensor:
+        """Return -Adam's update / decay (or -update without decay), (P, rows, columns), and advance Adam's state."""
+        first = local(self.members[0].param)
+        wanted = (len(self.members), *self.shape)
+        if scratch is None:
+            out = torch.zeros(wanted, dtype=first.dtype, device=first.device)
+        else:
+            out = scratch[: prod(wanted)].view(wanted).zero_()
+        ms: list[Moments] = [moments(member.param, state[member.param]) for member in self.members]
+        write_directions(out.unbind(0), self.stretch, ms, self.group, scaler)
+        return out
+
+    @property
+    def stretch(self) -> float:
+        """The factor on the update in ``directions``: with 1/decay, one lerp_ applies both update and decay."""
+        decay = float(self.group["weight_decay"])
+        return 1 / decay if decay else 1.0
+
+    def apply(self, ends: Tensor, rates: Sequence[Tensor]) -> None:
+        """Move every matrix at its own rate: W ← W - α (update + decay · W).
+
+        Args:
+            ends: (P, rows, columns) from ``directions``.
+            rates: for each view, (P,) α in the parameters' dtype.
+        """
+        decay = float(self.group["weight_decay"])
+        for view, alphas in zip(self.views, rates, strict=True):
+            weights = (alphas * decay if decay else alphas).unbind(0)
+            for member, end, weight in zip(self.members, ends.unbind(0), weights, strict=True):
+                here = local(member.param).detach()
+                target = here if view.size < 0 else cut(view, here.view(self.shape))
+                goal = cut(view, end).view(target.shape)
+                if decay:
+                    target.lerp_(goal, weight)
+                else:
+                    target.addcmul_(goal, weight)
+
+
+def stack_up(
+    members: Iterable[Member], state: dict[Tensor, Any], block: int, seed: int, *, alone: Callable[[Tensor], bool]
+) -> list[Stack]:
+    """Sort bounded parameters into stacks; a stack never mixes settings, shapes, cuts, devices or shardings.
+
+    The order of stacks is the same on every rank, since only facts of the whole parameter decide it.
+
+    Args:
+        members: in the optimizer's order.
+        state: the optimizer's state, for what is already remembered.
+        block: remembered probes a matrix.
+        seed: of the probe streams.
+        alone: whether a parameter is handled by itself.
+    """
+    kinds: dict[tuple[Any, ...], list[Member]] = {}
+    for member in members:
+        p = member.param
+        cuts = tuple((v.dim, v.units, v.start, v.size) for v in member.views)
+        kind: tuple[Any, ...] = (id(member.group), p.device, p.dtype, tuple(p.shape), cuts, "basis_u" in state[p])
+        shard = shard_of(p, member.name)
+        kind += (id(shard.group) if shard else None, member.ordinal if alone(p) else None)
+        kinds.setdefault(kind, []).append(member)
+    return [_stack(tuple(alike), state, block, seed) for alike in kinds.values()]
+
+
+def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, seed: int) -> Stack:
+    p = members[0].param
+    here, shard = local(p), shard_of(p, members[0].name)
+    shape = (here.shape[0], prod(p.shape[1:]))
+    views = local_views(members[0].views, shard, p.shape, members[0].name)
+    whole = (p.shape[0], shape[1])
+    sides = [_sides(view, whole) for view in members[0].views]
+    n = sides[0][1]
+    cold = "basis_u" not in state[p]
+    exact = torch.float64 if p.dtype == torch.float64 else torch.float32
+    for member in members if cold else ():
+        for use in ("basis_u", "basis_w"):
+            state[member.param][use] = torch.zeros(len(views), min(block, n), n, dtype=exact, device=here.device)
+    bases = [torch.stack([state[member.param][use] for member in members]) for use in ("basis_u", "basis_w")]
+    for i, member in enumerate(members):  # the state holds views, so that what is remembered is saved with it
+        state[member.param]["basis_u"], state[member.param]["basis_w"] = bases[0][i], bases[1][i]
+    keys = [
+        torch.tensor([[key(seed, m.ordinal, j, use) for m in members] for j in range(len(views))], device=here.device)
+        for use in ("update", "weight")
+    ]
+    sizes = tuple(sqrt(m) + sqrt(n) for m, n in sides)
+    return Stack(members, views, shape, shard, keys[0], keys[1], bases[0], bases[1], sizes, cold)
+
+
+def _sides(view: View, whole: tuple[int, int]) -> tuple[int, int]:
+    """Return (m, n) of a view's matrix in an unsharded parameter of the given shape."""
+    if view.size < 0:
+        return whole
+    size = view.units * view.size
+    return (size, whole[1]) if view.dim == 0 else (whole[0], size)
