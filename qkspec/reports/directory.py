@@ -14,9 +14,9 @@ from qkspec.errors import OutputError, UsageError
 from qkspec.reports import jsonfile
 from qkspec.reports.exchange import publish
 from qkspec.reports.formats import ESSENTIAL, Format, default_formats
+from qkspec.reports.plots import PLOT_FORMATS, check_format
 from qkspec.reports.saved import digest, is_report
 
-PLOT_FORMATS = ("png", "svg", "pdf")
 EXTRA_FILES = ("junit.xml", "report.sarif", "heads.parquet")  # other commands' files, which may stand beside ours
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary directory belongs to a run that was killed
 
@@ -41,8 +41,7 @@ def write_directory(
     """
     out = check_target(out)
     chosen = (*(default_formats() if formats is None else formats), *ESSENTIAL)
-    if plot_format not in PLOT_FORMATS:
-        raise UsageError(f"plot format {plot_format!r} is not one of {', '.join(PLOT_FORMATS)}")
+    check_format(plot_format)
     for one in chosen:
         one.require()
     with replacing(out) as folder:

@@ -137,8 +137,8 @@ def _trajectories(report: Report, metric: str, label: str, limits: tuple[tuple[f
         for limit, word in limits:
             axis.axhline(limit, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
             axis.annotate(
-                f"{word}: {limit:g}", (1, limit), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-                textcoords="offset points", ha="right", fontsize=6.2, color=INK,
+                f"{word}: {limit:g}", (0, limit), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                textcoords="offset points", ha="left", fontsize=6.2, color=INK,
             ).set_in_layout(False)  # fmt: skip
     log_values(axes[0])
     axes[0].set_ylabel(label)
@@ -162,7 +162,10 @@ def _draw_lines(axis: Axes, view: RunView, values: F64) -> set[Verdict]:
     malignant = codes == GRAVITY.index(Verdict.MALIGNANT)
     turned = np.flatnonzero(malignant.any(axis=0))
     places = malignant[:, turned].argmax(axis=0)
-    axis.plot(view.steps[places], values[places, turned], zorder=6, clip_on=False, **_CROSSING)
+    if (
+        turned.size
+    ):  # an empty unclipped line would have a box at the figure's corner, and the layout would make room for it
+        axis.plot(view.steps[places], values[places, turned], zorder=6, clip_on=False, **_CROSSING)
     _draw_worst(axis, view, values)
     return {GRAVITY[code] for code in np.unique(last) if code >= 0}
 
@@ -196,7 +199,7 @@ def _draw_sec(axis: Axes, view: RunView, depth: int, depths: list[int], colour: 
     _, _, module, columns = modules[at]
     row = int(view.grid[:, columns[0]].max())
     d, d_q = (int(view.report.readings[name][row]) for name in ("d_model", "d_q"))
-    sizes = sorted({*(2**i for i in range(d_q.bit_length()) if 2**i <= d_q), d_q})
+    sizes = sorted({d_q, *(round(2 ** (i / 2)) for i in range(2 * d_q.bit_length() - 1))})
     band = np.array([random_init(d, d, d_q, s)[:2] for s in sizes])
     axis.fill_between(sizes, band[:, 0], band[:, 1], color="#c9ced4", linewidth=0, zorder=1)
     moments = [(0, 0.9, (0, (3, 2))), (len(view.grid) - 1, 1.4, "-")]

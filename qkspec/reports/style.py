@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from qkspec.clean import clean
@@ -109,9 +109,13 @@ def step_axis(axis: Axes, steps: NDArray[np.int64], *, known: bool) -> None:
 
 
 def log_values(axis: Axes) -> None:
-    """Make the y axis logarithmic, with a label at powers of ten alone."""
+    """Make the y axis logarithmic: labels at 1, 2 and 5 where it spans little, else at powers of ten alone."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+    axis.margins(y=0.1)
+    low, high = axis.get_ylim()
+    few = high < 300 * low
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}") if few else LogFormatterMathtext())
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -1,0 +1,20 @@
+"""``qkspec plot``: draw a saved report's figures again, for a paper or a pull request."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    report: Annotated[Path, typer.Argument(help="Report directory that analyze -o wrote.", show_default=False)],
+    *,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: plots/ in the report.")] = None,
+    plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf.")] = "png",
+) -> None:
+    """Draw the figures of a saved report: σ1 and κ over steps, SEC over s, and the layer x head map."""
+    from qkspec.reports.plots import draw_into
+    from qkspec.reports.saved import load
+
+    for path in draw_into(load(report), out or report / "plots", plot_format=plot_format):
+        typer.echo(path)
