@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qkspec.train.lab import Lab, bound_fraction, learning_rate
+from qkspec.train.probes import probe
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Step:
         bound: share of bounded tensors that AdamW² cut in this update; None for another optimizer.
         validation: mean validation loss in nats after this update, where one was due.
         seconds: wall time of this update.
+        probe: what ``probes.probe`` saw after this update, where it was due.
         outcome: "ok", or what went wrong ("loss is NaN"): the update was then not made, and the run ends here.
     """
 
@@ -35,6 +38,7 @@ class Step:
     bound: float | None = None
     validation: float | None = None
     seconds: float = 0.0
+    probe: Mapping[str, Any] | None = None
     outcome: str = "ok"
 
 
@@ -45,7 +49,7 @@ def train(lab: Lab) -> Iterator[Step]:
     """
     config = lab.config
     if lab.step == 0:
-        yield Step(0, validation=validate(lab))
+        yield Step(0, validation=validate(lab), probe=probe(lab) if config.probe_every else None)
     while lab.step < config.steps:
         start = time.perf_counter()
         lr = learning_rate(config, lab.step)
@@ -74,8 +78,13 @@ def train(lab: Lab) -> Iterator[Step]:
 
         seconds = time.perf_counter() - start
         due = lab.step % config.eval_every == 0 or lab.step == config.steps
-        bound = bound_fraction(lab.optimizer)
-        yield Step(*figures, bound=bound, validation=validate(lab) if due else None, seconds=seconds)
+        yield Step(
+            *figures,
+            bound=bound_fraction(lab.optimizer),
+            validation=validate(lab) if due else None,
+            seconds=seconds,
+            probe=probe(lab) if config.probe_every and lab.step % config.probe_every == 0 else None,
+        )
 
 
 def batch_loss(lab: Lab, split: str, step: int, micro: int) -> Tensor:

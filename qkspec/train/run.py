@@ -21,7 +21,7 @@ from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab, build
 from qkspec.train.loop import Step, train
 
-RUN, METRICS = "run.json", "metrics.jsonl"
+RUN, METRICS, PROBES = "run.json", "metrics.jsonl", "probes.jsonl"
 
 
 @dataclass
@@ -67,7 +67,8 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         lab = build(config)
         _check_data(lab, folder)
         save.restore(lab, folder)
-        _truncate(folder / METRICS, lab.step)
+        for name in (METRICS, PROBES):
+            _truncate(folder / name, lab.step)
         save.write_json(folder / RUN, record(lab))
         yield from _write(lab, folder, stop)
 
@@ -139,7 +140,9 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
     with (folder / METRICS).open("a", encoding="utf-8") as metrics:
         for step in train(lab):
-            _append(metrics, step, folder)
+            _append(metrics, row(step), folder)
+            if step.probe is not None:
+                _add_probe(folder, step)
             crashed = step.outcome != "ok"
             if crashed or stop.code or save.due(lab.step, lab.config):
                 _flush(metrics)
@@ -151,9 +154,14 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
                 return
 
 
-def _append(metrics: TextIO, step: Step, folder: Path) -> None:
+def _add_probe(folder: Path, step: Step) -> None:
+    with (folder / PROBES).open("a", encoding="utf-8") as probes:
+        _append(probes, {"step": step.step} | dict(step.probe or {}), folder)
+
+
+def _append(metrics: TextIO, values: dict[str, Any], folder: Path) -> None:
     try:
-        metrics.write(json.dumps(row(step), allow_nan=False) + "\n")
+        metrics.write(json.dumps(values, allow_nan=False) + "\n")
         metrics.flush()
     except OSError as error:
         raise OutputError(
@@ -163,7 +171,7 @@ def _append(metrics: TextIO, step: Step, folder: Path) -> None:
 
 def row(step: Step) -> dict[str, Any]:
     """Return a line of metrics.jsonl: what was measured; a number that is not finite is null and named in outcome."""
-    values = {name: value for name, value in vars(step).items() if value is not None}
+    values = {name: value for name, value in vars(step).items() if value is not None and name != "probe"}
     for name, value in values.items():
         if isinstance(value, float):
             values[name] = float(f"{value:.7g}") if math.isfinite(value) else None
@@ -178,7 +186,9 @@ def _flush(metrics: TextIO) -> None:
 
 def _truncate(path: Path, step: int) -> None:
     """Keep the rows up to a step, in one rename."""
-    rows = [r for r in save.lines(path) if r["step"] <= step and r["outcome"] == "ok"]
+    if not path.exists():
+        return
+    rows = [r for r in save.lines(path) if r["step"] <= step and r.get("outcome", "ok") == "ok"]
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     partial.replace(path)

@@ -1,7 +1,6 @@
 """GPT-2's architecture, its tensors named and oriented as Hugging Face's GPT2LMHeadModel saves them."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkspec.train.config import TrainConfig
+from qkspec.train.models.anatomy import Anatomy, vectors
 
 
 class Conv1D(nn.Module):
@@ -106,10 +106,6 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x))
         return torch.as_tensor(x + self.mlp(self.ln_2(x)))
 
-    def attention_input(self, x: Tensor) -> Tensor:
-        """Return what the attention of this block sees when the block's own input is x."""
-        return x if self.post else torch.as_tensor(self.ln_1(x))
-
 
 class Trunk(nn.Module):
     """Embeddings, blocks and, with pre-norm, a last norm."""
@@ -181,14 +177,19 @@ def attention_weight(name: str, config: TrainConfig) -> bool:
     return any(part in ("c_attn", "q_norm", "k_norm", feeds) for part in name.split("."))
 
 
-def attentions(model: GPT, ids: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield, block by block, the attention module's name and its masked logits (batch, heads, tokens, tokens)."""
-    trunk = model.transformer
-    x = trunk.wte(ids) + trunk.wpe(torch.arange(ids.shape[1], device=ids.device))
-    for i, block in enumerate(trunk.h):
+def anatomy(model: GPT) -> list[Anatomy]:
+    """Return the blocks as probes see them."""
+    found = []
+    for i, block in enumerate(model.transformer.h):
         assert isinstance(block, Block)
-        yield f"transformer.h.{i}.attn", block.attn.logits(block.attention_input(x))
-        x = block(x)
+        q, k, v = block.attn.c_attn.weight.t().chunk(3)
+        rest = {"o": block.attn.c_proj.weight.t(), "fc1": block.mlp.c_fc.weight.t(), "fc2": block.mlp.c_proj.weight.t()}
+        matrices = {"q": q, "k": k, "v": v} | rest
+        norms = vectors(block.ln_1, block.ln_2)
+        found.append(
+            Anatomy(f"transformer.h.{i}.attn", block, block.attn, block.attn.heads, matrices, norms, causal=True)
+        )
+    return found
 
 
 def config_json(config: TrainConfig) -> dict[str, Any]:

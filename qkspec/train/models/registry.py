@@ -12,7 +12,7 @@ class Kind(NamedTuple):
     """A model that can be trained.
 
     ``module`` offers ``build(config)``, ``config_json(config)``, ``attention_weight(name, config)`` and
-    ``attentions(model, x)``; ``data`` is what it takes ("tokens" or "images").
+    ``anatomy(model)``; ``data`` is what it takes ("tokens" or "images").
     """
 
     name: str

@@ -130,17 +130,15 @@ def test_attention_logits_are_those_of_the_forward_pass(tiny: TrainConfig) -> No
     model = gpt.build(tiny)
     ids = torch.randint(0, 256, (2, tiny.context))
     inputs: list[torch.Tensor] = []
-    for block in model.transformer.h:
-        block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    parts = gpt.anatomy(model)
+    for part in parts:
+        part.module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(ids)
-    seen = list(inputs)
-    for (name, logits), x, block in zip(gpt.attentions(model, ids), seen, model.transformer.h, strict=True):
-        assert name.startswith("transformer.h.")
-        _, _, v = block.attn.project(x)
-        maps = logits.softmax(-1)
-        torch.testing.assert_close(
-            block.attn.c_proj((maps @ v).transpose(1, 2).flatten(2)), block.attn(x), atol=1e-6, rtol=1e-5
-        )
+    for part, x in zip(parts, list(inputs), strict=True):
+        _, _, v = part.module.project(x)
+        maps = part.module.logits(x).softmax(-1)
+        mixed = part.module.c_proj((maps @ v).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(mixed, part.module(x), atol=1e-6, rtol=1e-5)
 
 
 def test_attention_weights_are_the_projection_and_the_norm_that_feeds_it(tiny: TrainConfig) -> None:

@@ -1,0 +1,48 @@
+"""What a probe needs to know of a block, whatever the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Attention(Protocol):
+    """An attention module that can show its logits."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the masked logits (batch, heads, tokens, tokens) of x (batch, tokens, d)."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One block of a model.
+
+    Args:
+        name: the attention module's path in the checkpoint.
+        block: the module whose first argument is the block's input x.
+        module: the attention module, called with the attention's input; it has ``logits``.
+        heads: attention heads.
+        matrices: q, k, v, o, fc1, fc2, each (outputs, inputs); o W_v and W_2 W_1 are then plain products.
+        vectors: gamma1, beta1, gamma2, beta2; the betas are missing with RMSNorm.
+        causal: whether a token sees only itself and those before it.
+    """
+
+    name: str
+    block: nn.Module
+    module: nn.Module
+    heads: int
+    matrices: Mapping[str, Tensor]
+    vectors: Mapping[str, Tensor]
+    causal: bool
+
+
+def vectors(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
+    """Return the gains and biases of a block's two norms under the names of P, equation 1."""
+    found = {}
+    for i, norm in enumerate((first, second), start=1):
+        for ours, theirs in (("gamma", "weight"), ("beta", "bias")):
+            value = getattr(norm, theirs, None)
+            if isinstance(value, Tensor):
+                found[f"{ours}{i}"] = value
+    return found
