@@ -91,8 +91,9 @@ class InputNorm:
         at: pattern of the norm; None: a norm without weights. "" with kind "none": the input is not normalised.
         kind: "layer", "rms", or "none".
         offset: added to the stored gain (Gemma stores gain - 1).
-        first: post-LN: the norm that feeds layer 0, while ``at`` is that of the layer before ("" where nothing is known).
+        first: post-LN: the norm that feeds layer 0 ("" where none does), while ``at`` is that of the layer before.
         last: the norm of the last layer of another stack, which feeds keys of cross-attention.
+        instead: pattern of the norm where ``at`` has no tensors (ModernBERT's first layer has none).
     """
 
     at: str | None
@@ -100,6 +101,7 @@ class InputNorm:
     offset: float = 0.0
     first: str | None = None
     last: bool = False
+    instead: str | None = None
 
 
 RAW = InputNorm("", "none")
@@ -163,7 +165,7 @@ class Layout:
         norm, k_norm: normalisation of the queries' and keys' input (k_norm None: the same); norm None: not known.
         full: the heads together are exactly as wide as the input, which tells a transposed weight from a plain one.
         qk_norm, rotary: or None.
-        biases: patterns of the biases where they are not the weight's name with ``.bias``.
+        biases: names of the bias of a fused weight, or of q's and k's, where they are not the weight's name with ``.bias``.
         softcap, clamp, context: config keys.
         causal: whether a token sees only those before it.
         softmax: False for linear attention.
@@ -187,7 +189,7 @@ class Layout:
     full: bool = False
     qk_norm: QKNormAt | None = None
     rotary: RotaryRule | None = None
-    biases: tuple[str | None, str | None] | None = None
+    biases: tuple[str | None, ...] | None = None
     softcap: str | None = None
     clamp: str | None = None
     context: tuple[str, ...] = ()

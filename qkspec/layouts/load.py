@@ -100,6 +100,8 @@ def _biases(store: Store, module: Module) -> tuple[Array | None, Array | None]:
         if name is None:
             found.append(None)
             continue
+        if role in roles and "qkv" in roles:
+            rows = np.arange(heads * counts.d_q)
         stored = store.read(name).reshape(-1)
         if stored.size <= int(rows.max()):
             raise LayoutError(

@@ -75,7 +75,7 @@ def _first(role: str, stem: str, suffixes: tuple[str, ...], names: Names) -> dic
 def _biases(claim: Claim, names: Names, found: Mapping[str, str]) -> dict[str, str]:
     stated = claim.row.biases
     if stated is not None:
-        pairs = zip(("qkv_bias",) if "qkv" in found else ("q_bias", "k_bias"), stated, strict=False)
+        pairs = zip(("qkv_bias",) if len(stated) == 1 else ("q_bias", "k_bias"), stated, strict=True)
         return {role: _at(claim, at) for role, at in pairs if at is not None and _at(claim, at) in names}
     biases = {f"{role}_bias": weight.removesuffix(".weight") + ".bias" for role, weight in found.items()}
     return {role: name for role, name in biases.items() if name in names}
@@ -86,6 +86,9 @@ def _norm(role: str, norm: InputNorm, claim: Claim, names: Names) -> dict[str, s
     if not stem:
         return {}
     gain = _first(role, stem, GAINS, names)
+    if not gain and norm.instead is not None:
+        stem = _at(claim, norm.instead)
+        gain = _first(role, stem, GAINS, names)
     return gain | _first(f"{role}_bias", stem, SHIFTS, names)
 
 

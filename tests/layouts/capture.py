@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-ATTENTION = re.compile(r"Attention|Attn|MHA|Aggregation|SelfAtt|Mixer2?RVLCD|EsmSelf")
-NORM = re.compile(r"Norm|ClippedLinear_")
+ATTENTION = re.compile(r"Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn")
+NORM = re.compile(r"Norm(\d[dD])?$")
 PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.baddbmm, torch.Tensor.bmm}
 
 
@@ -56,6 +56,7 @@ class Watch(TorchFunctionMode):
         self.inputs: dict[torch.nn.Module, tuple] = {}
         self.caught: dict[str, Caught] = {}
         self.normed: dict[torch.nn.Module, list[str]] = {}
+        self.natural: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of a stand-in ▸ (it, what it stands for)
         self.interface = 0
         self.generator = torch.Generator().manual_seed(7)
 
@@ -67,9 +68,8 @@ class Watch(TorchFunctionMode):
                 scale = kwargs.get("scale")
                 self.catch(self.stack[-1], q, k, q.shape[-1] ** -0.5 if scale is None else scale)
             elif func in PRODUCTS:
-                first, second = (args[1], args[2]) if "baddbmm" in func.__name__ else (args[0], args[1])
-                if "batch1" in kwargs:
-                    first, second = kwargs["batch1"], kwargs["batch2"]
+                pair = args[1:] if "baddbmm" in func.__name__ else args
+                first, second = (kwargs["batch1"], kwargs["batch2"]) if "batch1" in kwargs else pair[:2]
                 if first.ndim >= 3 and second.ndim >= 3 and first.ndim == second.ndim:
                     self.catch(self.stack[-1], first, second.transpose(-1, -2), None)
             elif func is torch.einsum and len(args) >= 2:
@@ -146,14 +146,15 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
 def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION) -> Iterator[Watch]:
     """Run the model inside this, then read ``watch.caught``."""
     names = {module: name for name, module in model.named_modules()}
+    alike = {module for module in names if attention.search(type(module).__name__) and not NORM.search(type(module).__name__)}
+    leaves = {module for module in alike if not any(child in alike for child in module.modules() if child is not module)}
     watch = Watch(names)
     with ExitStack() as stack:
-        for module, name in names.items():
-            kind = type(module).__name__
-            if attention.search(kind) and not NORM.search(kind):
+        for module in names:
+            if module in leaves:
                 stack.callback(module.register_forward_pre_hook(lambda m, a, k: enter(watch, m, a, k), with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(lambda m, a, o: watch.stack.pop() and None, always_call=True).remove)
-            elif NORM.search(kind):
+            elif NORM.search(type(module).__name__):
                 stack.callback(neutral(module, watch))
         stack.enter_context(through_interface(watch))
         stack.enter_context(watch)
@@ -164,11 +165,11 @@ def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
     """Switch a norm off while an attention module is running."""
     plain = module.forward
 
-    def forward(x, *args, **kwargs):
+    def forward(*args, **kwargs):
         if not watch.stack:
-            return plain(x, *args, **kwargs)
+            return plain(*args, **kwargs)
         watch.normed.setdefault(watch.stack[-1], []).append(watch.names[module])
-        return x
+        return args[0] if args else next(iter(kwargs.values()))
 
     module.forward = forward
     return lambda: delattr(module, "forward")
@@ -212,8 +213,9 @@ def enter(watch: Watch, module, args, kwargs):
         if other is None and len(order) > 1:
             other = order[1]
         y = x if other is None else fresh[id(other)]
-        natural_y = order[0] if other is None else other
-        watch.inputs[module] = (x, y, order[0], natural_y)
+        for original in order:
+            watch.natural[id(fresh[id(original)])] = (fresh[id(original)], watch.natural.get(id(original), (None, original))[1])
+        watch.inputs[module] = (x, y, watch.natural[id(x)][1], watch.natural[id(y)][1])
         watch.normed[module] = []
     return tuple(new_args), new_kwargs
 
@@ -266,14 +268,18 @@ class Map:
 
 def regress(caught: Caught) -> Map:
     """Return the maps; AssertionError where q or k is no affine function of the input."""
-    wq, wk = affine(caught.x, caught.q), affine(caught.y, caught.k)
+    wq, natural_y = affine(caught.x, caught.q), caught.natural_y
+    try:
+        wk = affine(caught.y, caught.k)
+    except AssertionError:  # the second argument was a residual, and keys come from the first after all
+        wk, natural_y = affine(caught.x, caught.k), caught.natural
     factor = caught.factor
     if factor is None:
         assert caught.scores is not None, f"{caught.path}: no softmax was seen"
         groups = caught.q.shape[1] // caught.k.shape[1]
         dots = (caught.q * caught.k.repeat_interleave(groups, 1)).sum(-1)
         factor = slope(dots, caught.scores.double())
-    return Map(caught.path, wq, wk, factor, caught.natural.numpy(), caught.natural_y.numpy(), tuple(caught.normed))
+    return Map(caught.path, wq, wk, factor, caught.natural.numpy(), natural_y.numpy(), tuple(caught.normed))
 
 
 def affine(x: torch.Tensor, q: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,109 @@
+"""Compare what the layouts read from a saved model with what the running model computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qkspec.layouts.find import plan, read
+
+if TYPE_CHECKING:
+    from layouts.capture import Map
+
+    from qkspec.checkpoints.store import Checkpoint
+    from qkspec.qk import Norm, QKLayer
+
+TOLERANCE = 1e-6
+
+
+def layers_of(checkpoint: Checkpoint, **options) -> list[QKLayer]:
+    found = plan(checkpoint, **options)
+    return [read(checkpoint, found, module) for module in found.modules]
+
+
+def pair_up(layers: Sequence[QKLayer], maps: Iterable[Map]) -> list[tuple[QKLayer, Map]]:
+    """Pair each layer that was read with the module whose path ends alike; every module is used once."""
+    free = {found.path: found for found in maps}
+    pairs = []
+    for layer in layers:
+        best = max(free, key=lambda path: alike(layer.name, path))
+        pairs.append((layer, free.pop(best)))
+    return pairs
+
+
+def alike(one: str, two: str) -> tuple[int, int]:
+    """Return how well two module paths match: equal numbers in order, then common parts from the end."""
+    a, b = one.split("."), two.split(".")
+    numbers = [part for part in a if part.isdigit()] == [part for part in b if part.isdigit()]
+    same = next((i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b)))
+    return (int(numbers), 10 * same + len(set(a) & set(b)))
+
+
+def forms(wq: np.ndarray, wk: np.ndarray) -> np.ndarray:
+    """Return (heads, d + 1, d' + 1): the bilinear form of every query head's logits, biases included."""
+    group = wq.shape[0] // wk.shape[0]
+    return np.stack([wq[head].T @ wk[head // group] for head in range(wq.shape[0])])
+
+
+def affine(weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    last = np.zeros(weight.shape[:2]) if bias is None else bias
+    return np.concatenate([np.asarray(weight, float), np.asarray(last, float)[..., None]], axis=2)
+
+
+def check_layer(layer: QKLayer, truth: Map) -> None:
+    """Assert that a layer's spectra, bilinear form, scale and norms are the model's own."""
+    where = f"{layer.name} against {truth.path}"
+    mine, theirs = forms(affine(layer.q, layer.q_bias), affine(layer.k, layer.k_bias)) * layer.scale, forms(truth.wq, truth.wk) * truth.factor
+    assert mine.shape == theirs.shape, f"{where}: heads and widths {mine.shape}, the model's {theirs.shape}"
+    for head in range(layer.heads):
+        m, w = mine[head, :-1, :-1], theirs[head, :-1, :-1]
+        s, t = (np.linalg.svd(x, compute_uv=False)[: layer.d_q] for x in (m, w))
+        np.testing.assert_allclose(s, t, rtol=TOLERANCE, atol=TOLERANCE * t[0], err_msg=f"{where}: σ of head {head}")
+        for k in (1, 2, 4, 8):
+            if k <= layer.d_q:
+                assert math.isclose((s[:k] ** 2).sum() / (s**2).sum(), (t[:k] ** 2).sum() / (t**2).sum(), rel_tol=TOLERANCE), where
+        if m.shape[0] == m.shape[1]:
+            assert abs(np.trace(m) - np.trace(w)) <= TOLERANCE * np.abs(w).sum(), f"{where}: trace of head {head}"
+            assert positive_fraction(m, layer.d_q) == positive_fraction(w, layer.d_q), f"{where}: positive fraction of head {head}"
+    np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE * np.abs(theirs).max(), rtol=0, err_msg=f"{where}: logits")
+    check_norm(layer, layer.q_input, truth.natural, "q_input", where)
+    if layer.k_input is not None and truth.natural_y.shape == truth.natural_y.shape:
+        check_norm(layer, layer.k_input, truth.natural_y, "k_input", where)
+    if truth.normed:
+        assert layer.qk_norm is not None or any("norm" in line for line in layer.unknown), f"{where}: {truth.normed} ran, none was read"
+    else:
+        assert layer.qk_norm is None or layer.qk_norm.kind == "l2", f"{where}: read a norm of q and k that did not run"
+
+
+def positive_fraction(m: np.ndarray, d_q: int) -> float:
+    """Return the share with positive real part among the d_q eigenvalues of largest size."""
+    values = np.linalg.eigvals(m)
+    values = values[np.argsort(-np.abs(values))][:d_q]
+    return float((values.real > 0).mean())
+
+
+def check_norm(layer: QKLayer, norm: Norm | None, natural: np.ndarray, role: str, where: str) -> None:
+    """Assert that undoing a norm's gain and bias on the module's real input leaves unit vectors (centred ones, for a LayerNorm)."""
+    if norm is None:
+        assert any("input" in line or "keys" in line for line in layer.unknown) or layer.qk_norm is not None, f"{where}: {role} is neither read nor unknown"
+        return
+    if not np.isfinite(natural).all():
+        return
+    rows = natural
+    if norm.bias is not None:
+        rows = rows - norm.bias
+    if norm.gain is not None:
+        rows = rows / norm.gain
+    assert np.abs((rows**2).mean(1) - 1).max() < 0.05, f"{where}: {role} does not normalise the model's input"
+    if norm.kind == "layer":
+        assert np.abs(rows.mean(1)).max() < 1e-3, f"{where}: {role} does not centre the model's input"
+
+
+def open_saved(folder: Path) -> Checkpoint:
+    from qkspec.checkpoints.sequence import open_checkpoint
+
+    return open_checkpoint(folder)
