@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,11 @@ class Folder(ABC):
     @abstractmethod
     def entries(self) -> Mapping[str, bool]:
         """Return the names inside, each with whether it is a folder itself."""
+
+    def missing(self, names: Collection[str]) -> list[str]:
+        """Return, sorted, those of ``names`` that are no files here; [] where files cannot be listed."""
+        entries = self.entries()
+        return sorted(name for name in names if entries.get(name) is not False)
 
     @abstractmethod
     def blob(self, name: str) -> Blob:

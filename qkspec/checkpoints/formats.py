@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
+from qkspec.checkpoints import dcp, deepspeed
 from qkspec.checkpoints.files import Blob, Folder
 from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.safetensors import SafetensorsStore
@@ -222,4 +223,8 @@ TORCH = Format(
     _open_torch,
     partial(_candidates, _BINARIES),
 )
-FORMATS = (SAFETENSORS, TORCH)
+DEEPSPEED = Format("torch", deepspeed.find, _open_torch)
+DCP = Format("dcp", dcp.find, lambda folder, _: Opened(dcp.DcpStore(folder), {}))
+
+# In order of preference: where a folder holds one model in several containers, the first of these is read.
+FORMATS = (SAFETENSORS, DCP, DEEPSPEED, TORCH)

@@ -9,10 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import PurePath
 
+from qkspec.checkpoints import hub, remote
 from qkspec.checkpoints.config import read_step
 from qkspec.checkpoints.files import Folder, LocalFolder
 from qkspec.checkpoints.formats import find_place, peek_step, weight_files
@@ -48,19 +50,20 @@ def open_checkpoint(path: str | os.PathLike[str], *, name: str | None = None, st
     return replace(checkpoint, name=name or checkpoint.name, step=checkpoint.step if step is None else step)
 
 
-def find_runs(paths: Sequence[str]) -> tuple[Run, ...]:
+def find_runs(paths: Sequence[str], *, revisions: str = "") -> tuple[Run, ...]:
     """Return the runs at ``paths``: those that are checkpoints form one, each that is a folder of checkpoints its own.
 
     Args:
-        paths: files, folders and globs.
+        paths: files, folders, globs and URLs.
+        revisions: a shell pattern: which revisions of an hf:// repository, or of a model in the hub's cache, to take.
 
     Raises:
         InputError: a path does not exist, a glob matches nothing, or there is no checkpoint below a folder.
     """
     singles: list[Source] = []
     runs: list[Run] = []
-    for path in _expand(paths):
-        found = _runs_at(path)
+    for path in _expand(paths, revisions):
+        found = _runs_at(path, revisions)
         if len(found) == 1 and len(found[0].sources) == 1 and found[0].sources[0].path == path:
             singles.extend(found[0].sources)
         else:
@@ -73,11 +76,14 @@ def find_runs(paths: Sequence[str]) -> tuple[Run, ...]:
     return tuple(replace(run, name=name) for run, name in zip(runs, names, strict=True))
 
 
-def _expand(paths: Sequence[str]) -> list[str]:
+def _expand(paths: Sequence[str], revisions: str) -> list[str]:
     expanded: list[str] = []
     for path in paths:
         if not path or "\0" in path:
             raise InputError(f"{path!r} is no path; give a checkpoint file or folder")
+        if remote.is_url(path):
+            expanded += remote.revisions(path, revisions) if revisions else [path]
+            continue
         if os.path.lexists(path) or not has_magic(path):
             expanded.append(path)
             continue
@@ -99,23 +105,29 @@ def _sequence(sources: Sequence[Source]) -> Run:
     return Run(PurePath(path).name or "run", _ordered(sources), path)
 
 
-def _runs_at(path: str) -> list[Run]:
+def _runs_at(path: str, revisions: str) -> list[Run]:
     folder: Folder
-    if os.path.isdir(path):  # noqa: PTH112 - Path() would drop the "./" the user typed
-        folder = LocalFolder(path)
-        runs = _Walk().runs(folder, 0)
-        if not runs:
-            raise InputError(f"{path}: holds no checkpoint; give a checkpoint, or the folder that holds them")
-        return runs
-    head, file = os.path.split(path)
-    source = _file_source(LocalFolder(head or "."), file)
-    return [Run(source.name, (replace(source, path=path),), path)]
+    if remote.is_url(path):
+        folder, file = remote.locate(path)
+    elif os.path.isdir(path):  # noqa: PTH112 - Path() would drop the "./" the user typed
+        folder, file = LocalFolder(path), ""
+    else:
+        head, file = os.path.split(path)
+        folder = LocalFolder(head or ".")
+    if file:
+        source = replace(_file_source(folder, file), path=path)
+        return [Run(source.name, (source,), path)]
+    runs = _Walk(revisions).runs(folder)
+    if not runs:
+        raise InputError(f"{path}: holds no checkpoint; give a checkpoint, or the folder that holds them")
+    return runs
 
 
 @dataclass
 class _Walk:
     """Looks for checkpoints below one folder; each folder is entered once, so that links cannot lead in circles."""
 
+    revisions: str = ""
     entered: set[str] = field(default_factory=set)
 
     def runs(self, folder: Folder, depth: int = 0) -> list[Run]:
@@ -125,6 +137,8 @@ class _Walk:
             CheckpointError: the folder cannot be listed.
         """
         self.entered.add(folder.same_as(""))
+        if hub.is_cache(folder):
+            return _cached(folder, self.revisions)
         skipped: dict[str, str] = {}
         ignored: dict[str, str] = {}
         own = _own_files(folder)
@@ -164,6 +178,20 @@ class _Walk:
         for name in filter(is_temporary, names):
             ignored[folder.join(name)] = "its name says that it is being written, or was left behind by a broken save"
         return [name for name in names if not is_temporary(name) and not name.startswith(".")]
+
+
+def _cached(folder: Folder, pattern: str) -> list[Run]:
+    """Return the revisions of a model in the hub's cache as one run; some have only a config there."""
+    sources, ignored = [], {}
+    for name, snapshot in hub.snapshots(folder).items():
+        if pattern and not fnmatch(name, pattern):
+            continue
+        if _is_checkpoint(snapshot, name):
+            sources.append(replace(_folder_source(snapshot, name), name=name))
+        else:
+            ignored[snapshot.path] = f"the cache holds no weights of revision {name}"
+    name = _base(folder.path).removeprefix("models--").replace("--", "/")
+    return [Run(name, _ordered(sources), folder.path, {}, ignored)] if sources else []
 
 
 def _own_files(folder: Folder) -> tuple[str, ...] | None:

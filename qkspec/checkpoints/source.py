@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qkspec.checkpoints import fingerprint
 from qkspec.checkpoints.config import read_config
 from qkspec.checkpoints.files import Folder, LocalFolder
 from qkspec.checkpoints.formats import Opened, Place, find_place, open_place, place_of_file
-from qkspec.checkpoints.names import is_temporary
+from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.scaled import unscaled
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import CheckpointError
@@ -48,6 +49,22 @@ class Source:
             opened.store.close()
             raise
         return Checkpoint(self.name, self.step if opened.step is None else opened.step, config, store, self.path)
+
+    def fingerprint(self) -> str:
+        """Return a key for a cache of results: 32 hexadecimal digits that change when a file of the checkpoint does.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return fingerprint.fingerprint(self.place(), self.folder.again())
+
+    def digest(self) -> str:
+        """Return the content's identity, wherever it lies, for provenance; fingerprint.py says what it rests on.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return fingerprint.digest(self.place(), self.folder.again())
 
     def place(self) -> Place:
         """Return which files hold the weights; CheckpointError when there are none."""
@@ -92,7 +109,11 @@ def place_below(folder: Folder) -> Place | None:
     if place := find_place(folder):
         return place
     inner = [name for name, is_folder in folder.entries().items() if is_folder and not name.startswith(".")]
-    found = (find_place(folder.folder(name)) for name in sorted(inner)[:32] if not is_temporary(name))
+    found = (
+        find_place(folder.folder(name))
+        for name in sorted(inner)[:32]
+        if not is_temporary(name) and not is_trainer_state(name)
+    )
     places = [place for place in found if place]
     return places[0] if len(places) == 1 else None
 

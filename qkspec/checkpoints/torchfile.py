@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -163,7 +163,7 @@ class TorchFile:
         data = self._window(tensor.storage.key).read(tensor.offset * size, (tensor.reach - tensor.offset) * size)
         flat = decode(data, tensor.dtype)
         strides = tuple(step * flat.itemsize for step in tensor.stride)
-        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
+        view = cast(Array, np.lib.stride_tricks.as_strided(flat, tensor.shape, strides))
         return view if view.flags.c_contiguous else view.copy()
 
     def _size(self, key: str) -> int:

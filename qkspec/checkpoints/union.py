@@ -103,8 +103,7 @@ def is_bare(name: str) -> bool:
 
 def check_present(folder: Folder, shards: Collection[str], path: str) -> None:
     """Raise CheckpointError, naming the first, when some of ``shards`` are not in the folder."""
-    entries = folder.entries()
-    missing = sorted(shard for shard in shards if entries.get(shard) is not False)
+    missing = folder.missing(shards)
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of {len(shards)} shards are not there ({missing[0]!r} is the first); "

@@ -113,6 +113,11 @@ def find_step(values: Mapping[Any, Any]) -> int | None:
     return None
 
 
+def is_decoy(key: str) -> bool:
+    """Say whether a key is one under which trainers keep tensors that are not the model's weights."""
+    return _DECOY.search(key) is not None
+
+
 def plain(value: Any) -> Any:
     """Return a value of a pickle as JSON-like data: namespaces become dicts, classes their names, tensors None.
 

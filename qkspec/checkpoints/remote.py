@@ -1,0 +1,248 @@
+"""Checkpoints at a URL (s3://, gs://, hf://, http(s)://), read through fsspec by byte ranges.
+
+One request is under way at a time in a process, so connections stay bounded; each is tried again with growing pauses.
+Nothing is downloaded to disk. fsspec and its backends come with the extra ``qkspec[remote]`` and are imported when a
+URL is opened, never before.
+"""
+
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any, TypeVar
+
+from qkspec.checkpoints.config import CONFIGS, STATES
+from qkspec.checkpoints.files import MAX_ENTRIES, Blob, Folder
+from qkspec.errors import CheckpointError, InputError, QkspecError, UsageError
+
+T = TypeVar("T")
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_AHEAD = 1 << 14  # bytes fetched with a file's first ones, so that most headers take one request
+_PAUSES = (0.2, 1.0, 3.0)  # seconds before the second, third and fourth attempt
+_CONNECT, _READ = 10, 60  # seconds until a silent server counts as failed
+# A web server lists no folders: these names are asked for.
+_WEB_NAMES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    ".metadata",
+    *CONFIGS,
+    *STATES,
+)
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|th|index\.json)$", re.I)
+_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
+
+
+def is_url(path: str) -> bool:
+    """Say whether a path is a URL."""
+    return _URL.match(path) is not None
+
+
+class RemoteBlob(Blob):
+    """A remote file; only the ranges that are asked for travel, and the first 16 KiB."""
+
+    def __init__(self, url: str) -> None:
+        self.path = url
+        info = _attempt(url, lambda: _filesystem(_protocol(url)).info(_inside(url)))
+        if info.get("type") == "directory" or not isinstance(info.get("size"), int):
+            raise CheckpointError(f"{url}: the server does not say how long it is; download it and give the file")
+        if _protocol(url) in ("http", "https") and not info.get("partial"):
+            raise CheckpointError(f"{url}: the server does not offer byte ranges; download it and give the file")
+        self.size = info["size"]
+        self._stamp = " ".join(f"{key}={info[key]}" for key in sorted(_STAMPS & info.keys()))
+        self._head = b""
+
+    def _fetch(self, start: int, length: int) -> bytearray:
+        if not self._head and start + length <= _AHEAD:
+            self._head = self._get(0, min(_AHEAD, self.size))
+            self.bytes_read += len(self._head)
+        if start + length <= len(self._head):
+            self.bytes_read -= length  # read() counts what it returns; these bytes were counted above
+            return bytearray(self._head[start : start + length])
+        return bytearray(self._get(start, length))
+
+    def _get(self, start: int, length: int) -> bytes:
+        if not length:
+            return b""
+        options = {"cache_type": "none"} if _protocol(self.path) == "hf" else {}  # others send ranges as they are
+        fs, inside = _filesystem(_protocol(self.path)), _inside(self.path)
+        data = _attempt(self.path, lambda: fs.cat_file(inside, start=start, end=start + length, **options))
+        if len(data) != length:
+            raise CheckpointError(
+                f"{self.path}: the server sent {len(data)} bytes where {length} were asked for; try again"
+            )
+        return bytes(data)
+
+    def stamp(self) -> str:
+        """Return the size, and the entity tag, version or time that the server gives."""
+        return self._stamp
+
+
+_STAMPS = {
+    "size",
+    "ETag",
+    "etag",
+    "LastModified",
+    "mtime",
+    "generation",
+    "md5Hash",
+    "crc32c",
+    "blob_id",
+    "last_commit",
+    "url",
+}
+
+
+class RemoteFolder(Folder):
+    """A prefix of a bucket, or a revision of a repository."""
+
+    def __init__(self, url: str) -> None:
+        self.path = url.rstrip("/")
+        self._entries: dict[str, bool] | None = None
+
+    def entries(self) -> Mapping[str, bool]:
+        """Return the names inside; CheckpointError when it cannot be listed."""
+        if self._entries is None:
+            found = _attempt(self.path, lambda: _filesystem(_protocol(self.path)).ls(_inside(self.path), detail=True))
+            if len(found) > MAX_ENTRIES:
+                raise CheckpointError(
+                    f"{self.path}: holds more than {MAX_ENTRIES} names, so it is no folder of checkpoints"
+                )
+            own = _inside(self.path).strip("/")
+            names = {item["name"].strip("/"): item["type"] == "directory" for item in found}
+            self._entries = {name.rpartition("/")[2]: folder for name, folder in names.items() if name != own}
+        return self._entries
+
+    def blob(self, name: str) -> Blob:
+        """Open a file by its bare name."""
+        return RemoteBlob(self.join(name))
+
+    def folder(self, name: str) -> Folder:
+        """Return a folder inside this one."""
+        return type(self)(self.join(name))
+
+    def join(self, name: str) -> str:
+        """Return the URL of a name in this folder."""
+        return f"{self.path}/{name}"
+
+    def again(self) -> Folder:
+        """Return the same folder as it is now."""
+        _filesystem(_protocol(self.path)).invalidate_cache()
+        return type(self)(self.path)
+
+    def same_as(self, name: str) -> str:
+        """Return the URL: remote stores have no links."""
+        return self.join(name)
+
+
+class WebFolder(RemoteFolder):
+    """A folder of a web server, which cannot be listed: the names that checkpoints have are asked for."""
+
+    def entries(self) -> Mapping[str, bool]:
+        """Return those of the usual names that the server has."""
+        if self._entries is None:
+            fs = _filesystem(_protocol(self.path))
+            present = [name for name in _WEB_NAMES if _attempt(self.path, lambda n=name: fs.exists(self.join(n)))]  # type: ignore[misc]
+            self._entries = dict.fromkeys(present, False)
+        return self._entries
+
+    def missing(self, names: Collection[str]) -> list[str]:  # noqa: ARG002
+        """Return []: a shard that is not there shows when it is read."""
+        return []
+
+
+def locate(url: str) -> tuple[Folder, str]:
+    """Return the folder and the file that a URL means; the file is "" when the URL is a folder.
+
+    Raises:
+        UsageError: no backend for such URLs is installed.
+        CheckpointError: there is nothing at the URL, or the server does not answer.
+    """
+    protocol, clean = _protocol(url), url.rstrip("/")
+    head, _, tail = clean.rpartition("/")
+    if protocol in ("http", "https"):
+        return (WebFolder(head), tail) if _WEIGHTS.search(tail) else (WebFolder(clean), "")
+    kind = _attempt(url, lambda: _filesystem(protocol).info(_inside(clean)))["type"]
+    return (RemoteFolder(head), tail) if kind == "file" else (RemoteFolder(clean), "")
+
+
+def revisions(url: str, pattern: str) -> list[str]:
+    """Return the URLs of a Hugging Face repository's branches and tags whose names match a shell pattern.
+
+    Raises:
+        InputError: the URL is no hf:// repository, or none matches.
+    """
+    if _protocol(url) != "hf":
+        raise InputError(f"{url}: revisions are a matter of Hugging Face repositories; give hf://org/model")
+    repository = _inside(url).partition("@")[0].strip("/")
+    refs = _attempt(url, lambda: _filesystem("hf")._api.list_repo_refs(repository))
+    names = sorted({ref.name for ref in (*refs.branches, *refs.tags)})
+    found = [f"hf://{repository}@{name.replace('/', '%2F')}" for name in names if fnmatch(name, pattern)]
+    if not found:
+        raise InputError(
+            f"{url}: no revision matches {pattern!r}; it has {', '.join(names[:5])} and {len(names)} in all"
+        )
+    return found
+
+
+@cache
+def _filesystem(protocol: str) -> Any:
+    """Return fsspec's file system for a protocol; UsageError when it is not installed."""
+    options: dict[str, Any] = {}
+    try:
+        import fsspec
+
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_READ)}
+        elif protocol == "s3":
+            options["config_kwargs"] = {"connect_timeout": _CONNECT, "read_timeout": _READ, "max_pool_connections": 4}
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"{protocol}:// URLs cannot be read here; install the extra with `pip install 'qkspec[remote]'`"
+        ) from error
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _inside(url: str) -> str:
+    """Return a URL as its file system names it."""
+    return url if _protocol(url) in ("http", "https") else url.partition("://")[2]
+
+
+def _attempt(url: str, action: Callable[[], T]) -> T:
+    """Run a request, again after a pause when it fails for a reason that may pass."""
+    for pause in (*_PAUSES, None):
+        try:
+            return action()
+        except QkspecError:
+            raise
+        except Exception as error:  # every backend has its own tree of errors
+            if pause is None or _is_final(error):
+                raise CheckpointError(f"{url}: {_reason(error)}") from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    known = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return (
+        known or isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "RepositoryNotFoundError")
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist; check the URL"
+    if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
+        return "access was refused; set the credentials of its service (or FSSPEC_S3_ANON=true for a public bucket)"
+    text = " ".join(str(error).split())[:160] or type(error).__name__
+    return f"cannot be reached ({text}); check the URL and the network, then try again"
