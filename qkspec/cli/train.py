@@ -91,7 +91,7 @@ def train(
         str, typer.Option(help="float32 or bfloat16, of the weights in a checkpoint.", rich_help_panel=_OUT)
     ] = _D.save_dtype,
     full_states: Annotated[
-        int, typer.Option(help="Newest checkpoints to resume from.", rich_help_panel=_OUT)
+        int, typer.Option(help="Newest checkpoints to resume from; 0: none.", rich_help_panel=_OUT)
     ] = _D.full_states,
     fail_on_nan: Annotated[
         bool, typer.Option("--fail-on-nan", help="Exit 1 when the loss is no longer finite.", rich_help_panel=_OUT)

@@ -57,7 +57,7 @@ class TrainConfig:
     save_every: int = 100  # steps between checkpoints, beside the early ones
     keep: str = "all"  # all | attention: which weights a checkpoint holds (attention: q, k, v and the norm before them)
     save_dtype: str = "float32"  # float32 | bfloat16: of the weights in a checkpoint; the resume state stays exact
-    full_states: int = 2  # newest checkpoints that keep the state to resume from
+    full_states: int = 2  # newest checkpoints that keep the state to resume from; 0: the run cannot be resumed
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -111,7 +111,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval_batches": (1, 10**6),
     "probe_every": (0, 10**9),
     "save_every": (1, 10**9),
-    "full_states": (1, 1000),
+    "full_states": (0, 1000),
 }
 
 

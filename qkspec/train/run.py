@@ -66,7 +66,8 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         save.tidy(folder)
         lab = build(config)
         _check_data(lab, folder)
-        save.restore(lab, folder)
+        if save.restore(lab, folder) is None and save.checkpoints(folder):
+            raise InputError(f"{folder}: keeps no state to resume from (--full-states 0); start the run again")
         for name in (METRICS, PROBES):
             _truncate(folder / name, lab.step)
         save.write_json(folder / RUN, record(lab))

@@ -122,6 +122,8 @@ def _write(lab: Lab, folder: Path, last: Step) -> None:
     record = {"global_step": lab.step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
     record |= {"validation_loss": _number(last.validation), "learning_rate": last.lr, "data_sha256": lab.data.digest}
     write_json(folder / TRAINER, record | {"train_config": config.as_dict()})
+    if not config.full_states:
+        return
     saved = {"step": lab.step, "weights": None if exact else tensors, "optimizer": lab.optimizer.state_dict()}
     state.dump(saved, folder / RESUME)
 

@@ -105,6 +105,13 @@ def test_only_a_run_on_the_same_data_is_resumed(tiny: TrainConfig, tmp_path: Pat
         next(runs.resume(tmp_path / "run", Stop()))
 
 
+def test_a_run_without_states_says_that_it_cannot_go_on(tiny: TrainConfig, tmp_path: Path) -> None:
+    list(runs.run(dataclasses.replace(tiny, full_states=0), tmp_path / "run", Stop()))
+    assert list((tmp_path / "run").rglob("resume.safetensors")) == []
+    with pytest.raises(InputError, match="full-states 0"):
+        next(runs.resume(tmp_path / "run", Stop()))
+
+
 def test_a_finished_run_can_be_given_more_steps(tiny: TrainConfig, tmp_path: Path) -> None:
     list(runs.run(tiny, tmp_path / "run", Stop()))
     assert list(runs.resume(tmp_path / "run", Stop())) == []
