@@ -47,11 +47,12 @@ _MEANINGS = {
     Verdict.CONCENTRATED: "spectral energy in a few directions, logits still small: one of Theorem 1's two conditions",
     Verdict.BENIGN: "the map is close to the identity: benign collapse, the layer acts as a linear map",
     Verdict.UNJUDGED: "a quantity that the verdict needs could not be computed",
-    Verdict.NOT_APPLICABLE: "linear attention or QK-norm: the bare spectrum does not bound the logits",
+    Verdict.NOT_APPLICABLE: "linear attention, which has no softmax that could freeze: Theorem 1 does not speak of it",
     Verdict.HEALTHY: "every condition was measured and none holds",
 }
 
 GRAVITY = tuple(Verdict)  # the order of the enum, for sorting
+BY_SEC = "concentrated by SEC"
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,22 @@ class Limits:
 
     Args:
         effective_rank: concentrated at or below this many directions (and below half of what random weights show).
-        sec: if set, SEC(d_q, s*) at or above it also counts as concentrated, with s* = max(1, ⌈d_q/16⌉), the
-            paper's 4 at d_q = 64; the paper's strict value is 0.99.
+        sec: SEC(d_q, s*) at or above it also counts as concentrated (below half of the random effective rank), with
+            s* = max(1, ⌈d_q/16⌉), the paper's 4 at d_q = 64; the paper's strict value is 0.99; None leaves it out.
         freezing: large at or above this κ = logit std / √(2 ln T).
         certain: κ from which a frozen row is expected.
         entropy: the predicted map is sparse at or below this mean row entropy / ln T.
-        map_rank: the predicted map is of low rank at or below this effective rank / T.
-        diagonal: the predicted map is diagonal at or above this mean mass on the diagonal.
+        measured_entropy: the same for a map measured on real activations, which are not isotropic.
+        map_rank: the map is of low rank at or below this effective rank / T.
+        diagonal: the map is diagonal at or above this mean mass on the diagonal.
     """
 
     effective_rank: float = 2.5
-    sec: float | None = None
+    sec: float | None = 0.85
     freezing: float = 0.45
     certain: float = 1.0
     entropy: float = 0.8
+    measured_entropy: float = 0.3
     map_rank: float = 0.4
     diagonal: float = 0.5
 
@@ -82,7 +85,7 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and (isinstance(value, bool) or not math.isfinite(value) or value < 0):
                 raise UsageError(f"limit {field.name} is {value!r}: give a number that is not negative")
-        for name in ("sec", "entropy", "map_rank", "diagonal"):
+        for name in ("sec", "entropy", "measured_entropy", "map_rank", "diagonal"):
             value = getattr(self, name)
             if value is not None and value > 1:
                 raise UsageError(f"limit {name} is {value!r}: it lies between 0 and 1")
@@ -98,6 +101,33 @@ class Condition:
     sign: str
     limit: float
     holds: bool | None
+
+    @property
+    def margin(self) -> float | None:
+        """How far the value lies beyond its limit, as a share of the limit: above 0 it holds; None: not measured."""
+        if self.value is None or not self.limit:
+            return None
+        beyond = self.value / self.limit - 1
+        return -beyond if self.sign == "<=" else beyond
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which of Theorem 1's conditions each row meets; every array is (rows,) and False where NaN was measured.
+
+    Args:
+        concentrated: spectral energy in a few directions, by effective rank or by SEC.
+        large: logits large enough to freeze the softmax.
+        sparse, low_rank, diagonal: of the map, measured where there is one, else predicted.
+        known: every quantity that these rest on was measured.
+    """
+
+    concentrated: Truth
+    large: Truth
+    sparse: Truth
+    low_rank: Truth
+    diagonal: Truth
+    known: Truth
 
 
 @dataclass(frozen=True)
@@ -117,10 +147,30 @@ class _Test:
         return np.isfinite(self.values)
 
 
+def conditions(readings: Readings, limits: Limits, random_rank: F64) -> Conditions:
+    """Hold every row to each condition of Theorem 1.
+
+    Args:
+        readings: the table.
+        limits: thresholds.
+        random_rank: (rows,) median effective rank of random weights of the head's shape.
+    """
+    tests = {test.name: test for test in _tests(readings, limits, random_rank)}
+    holds = {name: test.holds() for name, test in tests.items()}
+    concentrated = holds["concentrated"]
+    if BY_SEC in holds:
+        with np.errstate(invalid="ignore"):  # a head of two directions has SEC near 1 whatever its weights are
+            concentrated = concentrated | (holds[BY_SEC] & (readings.metric("effective_rank") <= random_rank / 2))
+    known = np.logical_and.reduce([test.known() for test in tests.values() if test.name != BY_SEC])
+    return Conditions(concentrated, holds["large"], holds["sparse"], holds["low rank"], holds["diagonal"], known)
+
+
 def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank: F64) -> NDArray[np.object_]:
     """Return the Verdict of every row.
 
-    A head is healthy only if every quantity was measured and no condition holds; otherwise it is unjudged.
+    A head is healthy only if every quantity was measured and no condition holds; otherwise it is unjudged. Under
+    QK-norm the logits do not follow W_q'W_k: such a head is judged by the logits that the norm's gains allow and by its
+    map, and concentration of the bare spectrum counts for nothing.
 
     Args:
         readings: the table.
@@ -131,22 +181,20 @@ def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank:
     Returns:
         (rows,) Verdict objects.
     """
-    tests = {test.name: test for test in _tests(readings, limits, random_rank)}
-    holds = {name: test.holds() for name, test in tests.items()}
-    concentrated = holds["concentrated"] | holds.get("concentrated by SEC", np.zeros(len(readings), dtype=bool))
-    large, sparse, low_rank, diagonal = (holds[name] for name in ("large", "sparse", "low rank", "diagonal"))
-    known = np.logical_and.reduce([test.known() for test in tests.values() if test.metric != "sec_star"])
+    found = conditions(readings, limits, random_rank)
+    concentrated = found.concentrated & applicable
+    by_gains = ~applicable & np.isfinite(readings.metric("logit_bound"))
+    softmax = applicable | by_gains
     sigma1 = readings.metric("sigma1")
 
     verdict = np.full(len(readings), Verdict.UNJUDGED, dtype=object)
-    verdict[known] = Verdict.HEALTHY
-    verdict[concentrated & known] = Verdict.CONCENTRATED
-    verdict[large & known] = Verdict.LARGE
-    verdict[~applicable & known] = Verdict.NOT_APPLICABLE
-    verdict[~applicable & large & ~sparse] = Verdict.LARGE
-    verdict[large & sparse] = Verdict.SHARP
-    verdict[applicable & concentrated & large & sparse & low_rank] = Verdict.MALIGNANT
-    verdict[sparse & diagonal & ~(low_rank & concentrated)] = Verdict.BENIGN
+    verdict[found.known] = Verdict.HEALTHY
+    verdict[concentrated & found.known] = Verdict.CONCENTRATED
+    verdict[found.large & found.known] = Verdict.LARGE
+    verdict[found.large & found.sparse] = Verdict.SHARP
+    verdict[concentrated & found.large & found.sparse & found.low_rank] = Verdict.MALIGNANT
+    verdict[found.sparse & found.diagonal & ~(found.low_rank & concentrated)] = Verdict.BENIGN
+    verdict[~softmax] = Verdict.NOT_APPLICABLE
     verdict[sigma1 == 0] = Verdict.DEAD
     verdict[~np.isfinite(sigma1)] = Verdict.BROKEN
     return verdict
@@ -175,13 +223,25 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
         return np.full(rows, float(limit))
 
     rank = np.minimum(limits.effective_rank, np.maximum(random_rank / 2, 1.0))
+    entropy, measured = _measured(readings, "entropy")
+    map_rank, _ = _measured(readings, "rank")
+    diagonal, _ = _measured(readings, "diagonal")
+    kind = "measured" if rows and measured.all() else "predicted"
+    sparse = np.where(measured, limits.measured_entropy, limits.entropy)
     tests = [
         _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),
         _Test("large", "freezing_ratio", ">=", readings.metric("freezing_ratio"), at(limits.freezing)),
-        _Test("sparse", "predicted_entropy", "<=", readings.metric("predicted_entropy"), at(limits.entropy)),
-        _Test("low rank", "predicted_rank", "<=", readings.metric("predicted_rank"), at(limits.map_rank)),
-        _Test("diagonal", "predicted_diagonal", ">=", readings.metric("predicted_diagonal"), at(limits.diagonal)),
+        _Test("sparse", f"{kind}_entropy", "<=", entropy, sparse),
+        _Test("low rank", f"{kind}_rank", "<=", map_rank, at(limits.map_rank)),
+        _Test("diagonal", f"{kind}_diagonal", ">=", diagonal, at(limits.diagonal)),
     ]
     if limits.sec is not None:
-        tests.insert(1, _Test("concentrated by SEC", "sec_star", ">=", readings.metric("sec_star"), at(limits.sec)))
+        tests.insert(1, _Test(BY_SEC, "sec_star", ">=", readings.metric("sec_star"), at(limits.sec)))
     return tests
+
+
+def _measured(readings: Readings, index: str) -> tuple[F64, Truth]:
+    """Return an index of the map, measured where there is one and predicted elsewhere, and where it was measured."""
+    measured = readings.metric(f"measured_{index}")
+    known = np.isfinite(measured)
+    return np.where(known, measured, readings.metric(f"predicted_{index}")), known

@@ -68,10 +68,37 @@ def test_every_combination_of_missing_values_is_never_healthy():
 
 
 def test_no_softmax_means_no_verdict_by_the_theorem():
-    assert judge(row(**CONCENTRATED), applicable=False) == [Verdict.NOT_APPLICABLE]
-    assert judge(row(), applicable=False) == [Verdict.NOT_APPLICABLE]
-    assert judge(row(**LARGE), applicable=False) == [Verdict.LARGE]
-    assert judge(row(**(LARGE | SPARSE | CONCENTRATED)), applicable=False) == [Verdict.SHARP]
+    for values in ({}, CONCENTRATED, LARGE, LARGE | SPARSE | CONCENTRATED):
+        assert judge(row(**values), applicable=False) == [Verdict.NOT_APPLICABLE]
+
+
+BOUND = {"logit_bound": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({}, Verdict.HEALTHY),
+        (CONCENTRATED, Verdict.HEALTHY),
+        (LARGE, Verdict.LARGE),
+        (LARGE | SPARSE | CONCENTRATED, Verdict.SHARP),
+        (LARGE | SPARSE | FULL_RANK | DIAGONAL, Verdict.BENIGN),
+        ({"predicted_entropy": np.nan}, Verdict.UNJUDGED),
+        ({"sigma1": np.nan}, Verdict.BROKEN),
+    ],
+)
+def test_under_qk_norm_the_gains_and_the_map_judge(values, verdict):
+    assert judge(row(**(values | BOUND)), applicable=False) == [verdict]
+
+
+@pytest.mark.parametrize(("entropy", "verdict"), [(0.2, Verdict.MALIGNANT), (0.5, Verdict.LARGE), (0.95, Verdict.LARGE)])
+def test_a_measured_map_counts_before_a_predicted_one(entropy, verdict):
+    measured = {"measured_entropy": entropy, "measured_rank": 0.1, "measured_diagonal": 0.1}
+    one = row(**(CONCENTRATED | LARGE | SPARSE | measured))
+    assert judge(one) == [verdict]
+    found = {c.name: c for c in evidence(one, Limits(), 0, 30.0)}["sparse"]
+    assert (found.metric, found.value, found.limit) == ("measured_entropy", entropy, 0.3)
+    assert found.margin == pytest.approx(1 - entropy / 0.3)
 
 
 def test_narrow_heads_are_not_concentrated_by_their_width_alone():
@@ -81,9 +108,10 @@ def test_narrow_heads_are_not_concentrated_by_their_width_alone():
 
 
 def test_the_papers_strict_sec_is_an_option():
-    strict = row(sec_star=0.995)
-    assert judge(strict) == [Verdict.HEALTHY]
-    assert judge(strict, Limits(sec=0.99)) == [Verdict.CONCENTRATED]
+    strict = row(sec_star=0.995, effective_rank=10)
+    assert judge(strict, Limits(sec=None)) == [Verdict.HEALTHY]
+    assert judge(strict) == judge(strict, Limits(sec=0.99)) == [Verdict.CONCENTRATED]
+    assert judge(strict, Limits(sec=0.99), random_rank=15) == [Verdict.HEALTHY], "random weights show as much"
     assert judge(row(sec_star=0.98), Limits(sec=0.99)) == [Verdict.HEALTHY]
 
 
