@@ -28,7 +28,9 @@ def test_the_demonstration_starts_with_a_spacing_of_twenty_at_most() -> None:
     assert all(b - a <= 20 for a, b in itertools.pairwise(kept) if b <= 100)
 
 
-def test_a_published_checkpoint_holds_the_model_and_its_facts(tiny: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_published_checkpoint_holds_the_model_and_its_facts(tiny: TrainConfig, tmp_path: Path, tied: bool) -> None:
+    tiny = dataclasses.replace(tiny, tied=tied)
     lab = build(tiny)
     *_, last = train(lab)
     folder = save.publish(lab, tmp_path, last)
@@ -39,7 +41,7 @@ def test_a_published_checkpoint_holds_the_model_and_its_facts(tiny: TrainConfig,
         "trainer_state.json",
     ]
     stored = load_file(folder / "model.safetensors")
-    assert "lm_head.weight" not in stored
+    assert ("lm_head.weight" in stored) is not tied
     for name, tensor in stored.items():
         assert torch.equal(tensor, lab.model.state_dict()[name])
     facts = json.loads((folder / "trainer_state.json").read_text())
