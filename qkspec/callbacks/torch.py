@@ -1,0 +1,149 @@
+"""Measure a model inside any torch training loop.
+
+The example below is a whole script but for the loop's own lines:
+
+    >>> monitor = Monitor(model, every=100, stop_on="lost")
+    >>> for step in range(1, steps + 1):
+    ...     train_one_step(model)
+    ...     judgement = monitor(step)
+    ...     if judgement and judgement.stop: break
+"""
+
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from qkspec.analysis import Settings, judge, measure, plan_for
+from qkspec.callbacks import live
+from qkspec.callbacks.judgement import EARLY, RUN, Judgement, check_stop, follow
+from qkspec.checkpoints.store import Checkpoint
+from qkspec.errors import LayoutError, QkspecError, UsageError
+from qkspec.layouts.find import read
+
+__all__ = ["EARLY", "Judgement", "Monitor"]
+
+
+class Monitor:
+    """Measures every head of a model while it trains, as ``analyze`` would the checkpoint saved at that step.
+
+    Training is not touched: no gradient, no random number, no module's mode. One attention module's weights at a time
+    are copied to the CPU, and of the past only the last step's readings are kept.
+
+    With torch.distributed, call it on every rank at the same steps: rank 0 measures, every rank is given the same
+    judgement, and a DTensor (FSDP2) is gathered when it is read, one tensor at a time. The others wait meanwhile, so
+    the process group's timeout has to allow for one measurement.
+
+    Args:
+        model: plain, compiled, in DistributedDataParallel, or sharded by ``fully_shard``.
+        config: for head counts and context length: a mapping (a config.json's content), a transformers config, a
+            dataclass or a namespace; None takes ``model.config`` where there is one.
+        every: steps between measurements; step 0 is one where the monitor is called with it.
+        early: steps measured besides; the first ones tell most.
+        stop_on: the run verdict ("warned", "lost" or "broken") from which ``Judgement.stop`` is true; None is never.
+            Share of heads and thresholds behind the words are in ``settings.limits`` and ``qkspec.trajectory``.
+        settings: what to measure and the limits of the verdicts, as for ``analyze``.
+
+    Raises:
+        LayoutError: the queries and keys of this model cannot be told apart with certainty.
+        UsageError: an option is wrong, or the weights are sharded in a way that cannot be read.
+
+    Example:
+        >>> monitor = Monitor(model, config={"model_type": "gpt2", "n_head": 4}, every=50)
+        >>> judgement = monitor(0)
+        >>> print(judgement.message)  # step 0: sound: 0% of heads concentrated and large, …
+        >>> judgement.readings.metric("sigma1").max(), judgement.verdicts[0].value
+        >>> writer = judgement.scalars  # {"qkspec/max_sigma1": …} for any logger
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        config: Any = None,
+        every: int = 100,
+        early: Collection[int] = EARLY,
+        stop_on: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise UsageError(f"every is {every!r}: give a whole number of steps, 1 or more")
+        check_stop(stop_on)
+        self.every, self.early, self.stop_on = every, frozenset(early), stop_on
+        self.last: Judgement | None = None
+        self._model, self._settings = model, settings or Settings()
+        self._config = live.config_of(model) if config is None else live.as_plain(config)
+        live.check_whole(model)
+        try:
+            plan_for(self._checkpoint(0), self._settings)
+        except LayoutError as error:
+            raise LayoutError(f"{error} (in Python: Monitor(config=..., settings=Settings(num_heads=...)))") from error
+
+    def __call__(self, step: int) -> Judgement | None:
+        """Measure the model if the step is due and was not the last one measured.
+
+        Args:
+            step: updates done, as the checkpoint saved now would call it.
+
+        Returns:
+            The judgement, or None when the step is not due.
+        """
+        if not self.due(step) or (self.last is not None and self.last.step == step):
+            return None
+        return self.measure(step)
+
+    def due(self, step: int) -> bool:
+        """Say whether a step is one that is measured."""
+        return step % self.every == 0 or step in self.early
+
+    @torch.no_grad()
+    def measure(self, step: int) -> Judgement:
+        """Measure the model now, whatever the step.
+
+        Raises:
+            InputError: there is no head that could be read.
+        """
+        checkpoint = self._checkpoint(step)
+        if not (distributed.is_available() and distributed.is_initialized()):
+            self.last = self._judge(checkpoint, step)
+        elif distributed.get_rank() == 0:
+            self.last = _told(self._outcome(checkpoint, step))
+        else:
+            if live.is_sharded(self._model):
+                self._take_part(checkpoint)
+            self.last = _told(None)
+        return self.last
+
+    def _checkpoint(self, step: int) -> Checkpoint:
+        return live.checkpoint_of(self._model, self._config, step)
+
+    def _judge(self, checkpoint: Checkpoint, step: int) -> Judgement:
+        report = judge([measure(checkpoint, self._settings, run=RUN)], self._settings)
+        return follow(report, self.last, step=step, stop_on=self.stop_on)
+
+    def _outcome(self, checkpoint: Checkpoint, step: int) -> Judgement | QkspecError:
+        """Return the judgement or the error: the other ranks wait for one of the two."""
+        try:
+            return self._judge(checkpoint, step)
+        except QkspecError as error:
+            return error
+
+    def _take_part(self, checkpoint: Checkpoint) -> None:
+        """Read what rank 0 reads, in its order, since gathering a DTensor takes all ranks."""
+        plan = plan_for(checkpoint, self._settings)
+        for module in plan.modules:
+            if not self._settings.layers or module.layer in self._settings.layers:
+                with suppress(QkspecError):  # rank 0 meets the same one, and reports it
+                    read(checkpoint, plan, module)
+
+
+def _told(outcome: Judgement | QkspecError | None) -> Judgement:
+    """Return rank 0's outcome on every rank, or raise it on every rank."""
+    box = [outcome]
+    distributed.broadcast_object_list(box, src=0)
+    if isinstance(box[0], QkspecError):
+        raise box[0]
+    assert box[0] is not None
+    return box[0]
