@@ -140,7 +140,7 @@ def _trajectories(report: Report, metric: str, label: str, limits: tuple[tuple[f
                 f"{word}: {limit:g}", (0, limit), xycoords=("axes fraction", "data"), xytext=(3, 2),
                 textcoords="offset points", ha="left", fontsize=6.2, color=INK,
             ).set_in_layout(False)  # fmt: skip
-    log_values(axes[0])
+    log_values(axes)
     axes[0].set_ylabel(label)
     handles = [Line2D([], [], color=LOOKS[v].light, linewidth=1.4, label=v.value) for v in GRAVITY if v in present]
     if Verdict.MALIGNANT in present:

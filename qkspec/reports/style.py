@@ -1,7 +1,7 @@
 """One style for every figure: small sans-serif type that stays legible at a column's width, quiet axes, no clutter."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,11 @@ def step_axis(axis: Axes, steps: NDArray[np.int64], *, known: bool) -> None:
     axis.margins(x=0)
 
 
-def log_values(axis: Axes) -> None:
-    """Make the y axis logarithmic: labels at 1, 2 and 5 where it spans little, else at powers of ten alone."""
+def log_values(axes: Sequence[Axes]) -> None:
+    """Make the y axis that panels share logarithmic: labels at 1, 2 and 5 where it spans little, else at powers of ten."""
+    if not any(np.isfinite(axis.dataLim.minposy) for axis in axes):
+        return  # nothing positive to draw, as of a model whose heads are all dead
+    axis = axes[0]
     axis.set_yscale("log")
     axis.margins(y=0.1)
     low, high = axis.get_ylim()

@@ -1,12 +1,14 @@
 """Reports of small GPT-2 state dicts, measured and judged by the road of files: a sound run, and one that collapses."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from qkspec.analysis import Measured, Report, Settings, Skipped, judge, measure
+from qkspec.analysis import Measured, Report, Settings, Skipped, assemble, judge, measure
 from qkspec.checkpoints.memory import from_state_dict
+from qkspec.readings import Readings
 
 STEPS = (0, 10, 20, 40, 80, 160)
 
@@ -68,3 +70,33 @@ def two_runs(make_report: Callable[..., Report]) -> Report:
 @pytest.fixture(scope="session")
 def one_run(make_report: Callable[..., Report]) -> Report:
     return make_report(("lost", COLLAPSING))
+
+
+@pytest.fixture(scope="session")
+def evil() -> str:
+    """A name in which a terminal, a forge or a browser could find something to run."""
+    return "[red]x[/red]\x1b[31m\u202e::error::<b>[link=http://evil]y\n\x9b2J"
+
+
+@pytest.fixture(scope="session")
+def rename() -> Callable[[Report, str], Report]:
+    """Put a name in front of every name in a report."""
+    return _renamed
+
+
+def _renamed(report: Report, name: str) -> Report:
+    columns = dict(report.readings.columns)
+    for key in ("run", "module", "block"):
+        column = np.empty(len(report.readings), dtype=object)
+        column[:] = [name + str(value) for value in columns[key]]
+        columns[key] = column
+    return assemble(
+        Readings(columns),
+        report.applicable,
+        report.limits,
+        checkpoints=tuple(
+            replace(fact, run=name + fact.run, family=name, remarks=(name,)) for fact in report.checkpoints
+        ),
+        skipped={name + where: name + why for where, why in report.skipped.items()},
+        spectra={},
+    )

@@ -1,0 +1,113 @@
+"""Figures: drawn for every shape of report, the same bytes for the same report, names drawn as they stand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from qkspec.analysis import Report
+from qkspec.errors import OutputError, UsageError
+from qkspec.reports.figures import FIGURES, freezing_trajectories, sec_curves, sigma1_trajectories
+from qkspec.reports.plots import draw_into
+from qkspec.reports.style import styled
+from qkspec.reports.view import RunView
+
+MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+
+
+@pytest.mark.parametrize("plot_format", ["png", "svg", "pdf"])
+def test_each_format_is_drawn(one_run: Report, tmp_path: Path, plot_format: str) -> None:
+    files = draw_into(one_run, tmp_path, plot_format=plot_format)
+    assert {path.stem for path in files} == {name for name, _ in FIGURES}
+    assert all(path.read_bytes().startswith(MAGIC[plot_format]) for path in files)
+
+
+def test_the_same_report_is_drawn_alike(one_run: Report, tmp_path: Path) -> None:
+    a, b = (draw_into(one_run, tmp_path / name, plot_format="svg") for name in "ab")
+    assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
+
+
+def test_other_files_of_the_folder_stay(one_run: Report, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "sigma1.svg").write_text("old")
+    draw_into(one_run, tmp_path, plot_format="svg")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "sigma1.svg").read_text().startswith("<?xml")
+    assert len(list(tmp_path.iterdir())) == len(FIGURES) + 1
+
+
+def test_a_wrong_format_or_place_is_an_error(one_run: Report, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not one of png, svg, pdf"):
+        draw_into(one_run, tmp_path, plot_format="exe")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="could not be written"):
+        draw_into(one_run, tmp_path / "file")
+
+
+def test_the_lines_are_the_readings(one_run: Report) -> None:
+    view = RunView.of(one_run, "lost")
+    with styled():
+        figure = sigma1_trajectories(one_run)
+    drawn = [line.get_ydata() for line in figure.axes[0].lines]
+    values = view.metric("sigma1")
+    for column in range(values.shape[1]):
+        assert any(len(y) == len(values) and np.array_equal(y, values[:, column]) for y in drawn)
+    limits = [
+        line.get_ydata()[0]
+        for line in _drawn(one_run, freezing_trajectories).axes[0].lines
+        if line.get_linestyle() != "-"
+    ]
+    assert one_run.limits.freezing in limits
+
+
+def test_sec_curves_end_at_one(one_run: Report) -> None:
+    for axis in _drawn(one_run, sec_curves).axes:
+        assert all(line.get_ydata()[-1] == pytest.approx(1.0) for line in axis.lines)
+        assert axis.lines
+
+
+def _drawn(report: Report, draw: Callable[[Report], Figure]) -> Figure:
+    with styled():
+        return draw(report)
+
+
+@pytest.mark.parametrize(
+    "shape", ["one checkpoint", "no steps", "no spectra", "names", "seven runs", "many heads", "all dead"]
+)
+def test_every_shape_of_report_can_be_drawn(
+    one_run: Report,
+    two_runs: Report,
+    make_report: Callable[..., Report],
+    rename: Callable[[Report, str], Report],
+    evil: str,
+    tmp_path: Path,
+    shape: str,
+) -> None:
+    report = {
+        "one checkpoint": lambda: make_report(("one", (6.0,))),
+        "no steps": lambda: make_report(("none", (0.0, 1.0, 6.0)), steps=(None, None, None)),
+        "no spectra": lambda: replace(one_run, spectra={}),
+        "names": lambda: rename(two_runs, evil + "$x_1$ _日本"),
+        "seven runs": lambda: make_report(
+            *((f"run {i}", (0.0, 1.0)) for i in range(7)), layers=1, steps=(0, 9), heads=2
+        ),
+        "many heads": lambda: make_report(("wide", (0.0, 6.0)), layers=2, heads=48),
+        "all dead": lambda: dead(one_run),
+    }[shape]()
+    assert len(draw_into(report, tmp_path)) == len(FIGURES)
+
+
+def dead(report: Report) -> Report:
+    from qkspec.analysis import assemble
+    from qkspec.readings import Readings
+
+    columns = dict(report.readings.columns)
+    for name in report.readings.metrics:
+        columns[name] = np.full(len(report.readings), 0.0 if name in ("sigma1", "freezing_ratio") else np.nan)
+    spectra = {key: np.zeros_like(sigma) for key, sigma in report.spectra.items()}
+    return assemble(
+        Readings(columns), report.applicable, report.limits, checkpoints=report.checkpoints, skipped={}, spectra=spectra
+    )

@@ -1,0 +1,257 @@
+"""A report written and read back: equal to the last bit; anything else is refused in one sentence."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkspec.analysis import Report, assemble
+from qkspec.errors import InputError
+from qkspec.readings import NO_STEP, TEXT, Readings
+from qkspec.reports import csvfile
+from qkspec.reports.directory import write_directory
+from qkspec.reports.formats import Format
+from qkspec.reports.saved import is_report, load
+from qkspec.theorem import Limits
+
+DATA = (Format.SPECTRA,)
+
+
+def assert_same(a: Report, b: Report) -> None:
+    assert list(a.readings.columns) == list(b.readings.columns)
+    for name in a.readings.columns:
+        x, y = a.readings[name], b.readings[name]
+        assert x.tolist() == y.tolist() if name in TEXT else x.tobytes() == y.tobytes(), name
+    assert a.verdicts.tolist() == b.verdicts.tolist()
+    assert a.applicable.tolist() == b.applicable.tolist()
+    assert (a.limits, a.states, a.checkpoints) == (b.limits, b.states, b.checkpoints)
+    assert dict(a.skipped) == dict(b.skipped)
+    assert dict(a.provenance) == dict(b.provenance)
+    assert set(a.spectra) == set(b.spectra)
+    assert all(a.spectra[key].tobytes() == b.spectra[key].tobytes() for key in a.spectra)
+
+
+def test_a_report_comes_back_to_the_last_bit(two_runs: Report, tmp_path: Path) -> None:
+    out = write_directory(two_runs, tmp_path / "out", formats=DATA)
+    assert is_report(out)
+    assert_same(two_runs, load(out))
+
+
+def test_one_run_has_no_run_in_its_tensor_names(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    write_directory(one_run, tmp_path / "one", formats=DATA)
+    write_directory(two_runs, tmp_path / "two", formats=DATA)
+    one = load_file(tmp_path / "one" / "spectra.safetensors")
+    assert "step-000000/h.0.attn" in one
+    assert "sound/step-000000/h.0.attn" in load_file(tmp_path / "two" / "spectra.safetensors")
+    assert one["step-000000/h.0.attn"].dtype == np.float64
+    assert_same(one_run, load(tmp_path / "one"))
+
+
+def test_writing_what_was_read_gives_the_same_bytes(two_runs: Report, tmp_path: Path) -> None:
+    write_directory(two_runs, tmp_path / "a", formats=DATA)
+    write_directory(load(tmp_path / "a"), tmp_path / "b", formats=DATA)
+    for name in ("report.json", "heads.csv", "spectra.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_other_limits_come_back(two_runs: Report, tmp_path: Path) -> None:
+    limits = Limits(effective_rank=3.5, sec=0.99, freezing=0.1)
+    report = assemble(
+        two_runs.readings,
+        two_runs.applicable,
+        limits,
+        checkpoints=two_runs.checkpoints,
+        skipped=two_runs.skipped,
+        spectra=two_runs.spectra,
+    )
+    back = load(write_directory(report, tmp_path / "out", formats=DATA))
+    assert back.limits == limits
+    assert_same(report, back)
+
+
+def hostile(report: Report, name: str, value: float) -> Report:
+    """The report with a name from hell for its run and one value changed."""
+    columns = dict(report.readings.columns)
+    columns["run"] = np.array([name] * len(report.readings), dtype=object)
+    columns["step"] = np.full(len(report.readings), NO_STEP, dtype=np.int64)
+    first = columns["frobenius"].copy()
+    first[0] = value
+    columns["frobenius"] = first
+    return assemble(
+        Readings(columns),
+        report.applicable,
+        report.limits,
+        checkpoints=tuple(replace(fact, run=name, step=None) for fact in report.checkpoints),
+        skipped={},
+        spectra={},
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.text(max_size=30), value=st.floats(allow_subnormal=True))
+def test_any_name_and_any_float_come_back(
+    name: str, value: float, one_run: Report, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    report = hostile(one_run, name, math.nan if math.isnan(value) else value)
+    assert_same(report, load(write_directory(report, tmp_path_factory.mktemp("r") / "out", formats=())))
+
+
+def test_the_csv_has_the_columns_of_the_contract_first(one_run: Report, tmp_path: Path) -> None:
+    lines = list(csvfile.lines(one_run))
+    header = lines[0].rstrip("\n").split(",")
+    contract = [
+        "run",
+        "checkpoint",
+        "step",
+        "block",
+        "layer",
+        "module",
+        "head",
+        "kv_head",
+        "d_model",
+        "d_q",
+        "sigma1",
+        "sigma2",
+        "frobenius",
+        "stable_rank",
+        "effective_rank",
+        "s90",
+        "s99",
+        "sec_1",
+        "sec_2",
+        "sec_4",
+        "sec_8",
+        "trace",
+        "positive_fraction",
+        "sigma1_wq",
+        "sigma1_wk",
+        "logit_std",
+        "freezing_ratio",
+        "predicted_entropy",
+        "predicted_rank",
+        "predicted_diagonal",
+        "verdict",
+    ]
+    assert header[: len(contract)] == contract
+    assert set(header) == {*contract, *one_run.readings.metrics, "theorem_applies"}
+    assert len(lines) == len(one_run.readings) + 1
+    assert not {"nan", "NaN", "None"} & {cell for line in lines for cell in line.rstrip("\n").split(",")}
+
+
+def test_what_was_not_measured_is_an_empty_cell(one_run: Report) -> None:
+    columns = {**one_run.readings.columns, "sigma1": np.full(len(one_run.readings), np.nan)}
+    report = assemble(
+        Readings(columns), one_run.applicable, one_run.limits, checkpoints=one_run.checkpoints, skipped={}, spectra={}
+    )
+    header, row = (line.rstrip("\n").split(",") for line in list(csvfile.lines(report))[:2])
+    cells = dict(zip(header, row, strict=True))
+    assert cells["sigma1"] == ""
+    assert cells["verdict"] == "broken"
+
+
+def no_constant(text: str) -> None:
+    raise AssertionError(f"bare {text} in JSON")
+
+
+def test_json_is_strict_ascii_and_says_what_matters(two_runs: Report, tmp_path: Path) -> None:
+    text = (write_directory(two_runs, tmp_path / "out", formats=DATA) / "report.json").read_text(encoding="ascii")
+    document = json.loads(text, parse_constant=no_constant)
+    assert document["schema"] == 1
+    assert document["limits"]["freezing"] == 0.45
+    assert {source["format"] for source in document["sources"]} == {"memory"}
+    lost, sound = document["runs"]
+    assert lost["state"]["verdict"] == "lost"
+    assert sound["verdicts"] == {"healthy": 12}
+    assert [layer["module"] for layer in lost["layers"]] == ["h.0.attn", "h.1.attn", "h.2.attn"]
+    assert {head["verdict"] for head in document["heads"]} == {"malignant"}
+    assert all(any(c["holds"] for c in head["evidence"]) for head in document["heads"])
+    assert list(document["skipped"]) == ["lost/step-000320"]
+
+
+def write(two_runs: Report, tmp_path: Path) -> Path:
+    return write_directory(two_runs, tmp_path / "out", formats=DATA)
+
+
+def edit(out: Path, change: Callable[[dict], object]) -> None:
+    document = json.loads((out / "report.json").read_text())
+    change(document)
+    (out / "report.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["heads.csv", "spectra.safetensors", "report.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty", "flip"])
+def test_damage_is_refused(two_runs: Report, tmp_path: Path, name: str, damage: str) -> None:
+    out = write(two_runs, tmp_path)
+    data = bytearray((out / name).read_bytes())
+    if damage == "gone":
+        (out / name).unlink()
+    else:
+        middle = len(data) // 2
+        data[middle] ^= 0x80
+        (out / name).write_bytes({"cut": data[:-10], "empty": b"", "flip": data}[damage])
+    with pytest.raises(InputError, match=r"report\.json|heads\.csv|spectra"):
+        load(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(kind="other"),
+        lambda d: d.update(schema=2),
+        lambda d: d.update(schema=float("1e400")),
+        lambda d: d.pop("limits"),
+        lambda d: d["limits"].update(freezing=-1),
+        lambda d: d["limits"].update(unknown=1),
+        lambda d: d.update(limits=[1]),
+        lambda d: d.update(sources=3),
+        lambda d: d["sources"][0].pop("name"),
+        lambda d: d.update(skipped=[]),
+        lambda d: d.update(files={}),
+        lambda d: d.update(rows=1),
+        lambda d: d.update(metrics=["sigma1", "no such"]),
+        lambda d: d.update(metrics=7),
+        lambda d: d.update(provenance=None),
+    ],
+)
+def test_an_edited_report_json_is_refused_in_one_sentence(
+    two_runs: Report, tmp_path: Path, change: Callable[[dict], object]
+) -> None:
+    out = write(two_runs, tmp_path)
+    edit(out, change)
+    with pytest.raises(InputError) as caught:
+        load(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_directory_is_no_report(tmp_path: Path) -> None:
+    assert not is_report(tmp_path)
+    (tmp_path / "report.json").write_text("[" * 100_000)
+    assert not is_report(tmp_path)
+    with pytest.raises(InputError, match="not valid JSON"):
+        load(tmp_path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_csv_of_nonsense_never_raises_anything_else(
+    two_runs: Report, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    good = "".join(list(csvfile.lines(two_runs))[:4]).encode()
+    start = data.draw(st.integers(0, len(good)))
+    insert = data.draw(st.binary(max_size=6))
+    end = data.draw(st.integers(start, len(good)))
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes(good[:start] + insert + good[end:])
+    try:
+        readings, applicable = csvfile.read(path, two_runs.readings.metrics)
+    except InputError:
+        return
+    assert len(readings) == len(applicable)
