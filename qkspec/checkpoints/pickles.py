@@ -84,7 +84,7 @@ PLAIN: Handlers = {
             *(
                 f"{home}.{name}"
                 for home in ("builtins", "__builtin__")
-                for name in ("complex", "slice", "range", "bytearray")
+                for name in ("complex", "slice", "range", "bytes", "bytearray")
             ),
             *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
             *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")),

@@ -111,6 +111,8 @@ def _runs_at(path: str, revisions: str) -> list[Run]:
         folder, file = remote.locate(path)
     elif os.path.isdir(path):  # noqa: PTH112 - Path() would drop the "./" the user typed
         folder, file = LocalFolder(path), ""
+    elif not os.path.lexists(path):
+        raise InputError(f"{path}: does not exist; check the path")
     else:
         head, file = os.path.split(path)
         folder = LocalFolder(head or ".")

@@ -158,7 +158,7 @@ class TorchFile:
             shape = (last - first, *tensor.shape[1:])
             tensor = Tensor(tensor.storage, tensor.dtype, offset, shape, tensor.stride)
         if 0 in tensor.shape:
-            return decode(b"", tensor.dtype).reshape(tensor.shape)
+            return decode(bytearray(), tensor.dtype).reshape(tensor.shape)
         size = BITS[tensor.dtype] // 8
         data = self._window(tensor.storage.key).read(tensor.offset * size, (tensor.reach - tensor.offset) * size)
         flat = decode(data, tensor.dtype)

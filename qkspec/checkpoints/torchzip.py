@@ -19,10 +19,11 @@ _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored file: where its local header starts, and the size of its data in bytes."""
+    """A file in the archive: where its local header starts, its size in bytes, and whether it is stored as it is."""
 
     header: int
     size: int
+    plain: bool
 
 
 class Archive:
@@ -44,6 +45,8 @@ class Archive:
         record = self.records.get(name)
         if record is None:
             _refuse(self.blob, f"has no record {name[:80]!r}")
+        if not record.plain:
+            _refuse(self.blob, f"its record {name[:80]!r} is compressed or encrypted, which torch.save never does")
         head = bytes(self.blob.read(record.header, 30))
         if head[:4] != b"PK\x03\x04":
             _refuse(self.blob, f"has no record where its directory places {name[:80]!r}")
@@ -97,11 +100,9 @@ def _read_directory(blob: Blob, data: bytes, entries: int) -> dict[str, Record]:
         more = data[at + 46 + names : at + 46 + names + extra]
         if 0xFFFFFFFF in (stored, size, header):
             size, stored, header = _wide(blob, more, size, stored, header)
-        if method or flags & 1 or stored != size:
-            _refuse(blob, f"its record {name[:80]!r} is compressed or encrypted, which torch.save never does")
         if name in named:
             _refuse(blob, f"holds two records named {name[:80]!r}")
-        named[name] = Record(header, size)
+        named[name] = Record(header, size, plain=not method and not flags & 1 and stored == size)
         at += 46 + names + extra + comment
     return named
 
@@ -125,7 +126,8 @@ def _wide(blob: Blob, extra: bytes, size: int, stored: int, header: int) -> tupl
 
 def _check_overlap(blob: Blob, named: dict[str, Record], end: int) -> None:
     last = 0
-    for header, size, name in sorted((record.header, record.size, name) for name, record in named.items()):
+    plain = ((name, record) for name, record in named.items() if record.plain)
+    for header, size, name in sorted((record.header, record.size, name) for name, record in plain):
         if header < last or header + 30 + size > end:
             _refuse(blob, f"its record {name[:80]!r} lies on another one or outside the file")
         last = header + 30 + size

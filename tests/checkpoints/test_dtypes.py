@@ -6,7 +6,9 @@ import torch
 from qkspec.checkpoints.dtypes import BITS, FLOATS, SAFETENSORS, decode, eight_bit_values
 
 
-@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"])
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
+)
 def test_all_codes_of_an_eight_bit_float(name: str) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     np.testing.assert_array_equal(eight_bit_values(name), codes.view(getattr(torch, name)).float().numpy())
@@ -16,8 +18,10 @@ def test_all_codes_of_an_eight_bit_float(name: str) -> None:
 def test_all_codes_of_a_half(name: str) -> None:
     codes = np.arange(1 << 16, dtype="<u2")
     expected = torch.from_numpy(codes.view(np.int16)).view(getattr(torch, name)).float().numpy()
-    np.testing.assert_array_equal(decode(codes.tobytes(), name).view(np.uint32) if name == "bfloat16" else decode(codes.tobytes(), name),
-                                  expected.view(np.uint32) if name == "bfloat16" else expected)
+    np.testing.assert_array_equal(
+        decode(codes.tobytes(), name).view(np.uint32) if name == "bfloat16" else decode(codes.tobytes(), name),
+        expected.view(np.uint32) if name == "bfloat16" else expected,
+    )
 
 
 def test_float64_stays() -> None:

@@ -20,11 +20,17 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.flo
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),
+    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
     rows=st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
 def test_values_and_rows_are_exact(
-    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], dtype: torch.dtype, seed: int, rows: tuple[int, int]
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    seed: int,
+    rows: tuple[int, int],
 ) -> None:
     path = tmp_path_factory.mktemp("st") / "model.safetensors"
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +80,9 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_tensors_stay_cheap(tmp_path: Path) -> None:
-    names = {f"layers.{i}.attention.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    names = {
+        f"layers.{i}.attention.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)
+    }
     head = json.dumps(names).encode()
     path = tmp_path / "many.safetensors"
     path.write_bytes(len(head).to_bytes(8, "little") + head)
