@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from qkspec.layouts.facts import disentangled_scale, fixed
-from qkspec.layouts.layout import Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
+from qkspec.layouts.layout import Fused, InputNorm, Layout, RotaryRule, Separate
 
 # fmt: off  (a row is read across, not down)
 POST = InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNorm")
@@ -99,4 +99,4 @@ ENCODERS = (
     *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "udop", "pop2piano", "longt5")),
 )
 # fmt: on
-__all__ = ["ENCODERS", "QKNormAt"]
+

@@ -41,9 +41,10 @@ def plan(
     """
     refuse.adapter(checkpoint)
     names = canonical(checkpoint.store.names())
-    pairs = candidates((layout,) if layout else FAMILIES, tuple(scopes(checkpoint.config)), forced=layout is not None)
+    parts = tuple(scopes(checkpoint.config))
+    pairs = candidates((layout,) if layout else FAMILIES, parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
-    found, skipped = _without_copies(claims(names, pairs))
+    found, skipped = _without_copies(claims(names, pairs, parts))
     chosen = sorted((_settled(finder, rivals) for rivals in found.values()), key=_order)
     if not chosen:
         raise refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])

@@ -119,13 +119,19 @@ def candidates(
     return typed or [(row, part) for part in parts for row in rows if row.by_name]
 
 
-def claims(names: Iterable[str], pairs: Iterable[tuple[Layout, Scope]]) -> dict[str, list[Claim]]:
+def claims(
+    names: Iterable[str], pairs: Iterable[tuple[Layout, Scope]], parts: Iterable[Scope]
+) -> dict[str, list[Claim]]:
     """Return, for each matched tensor, the best claims on it: more than one only where rows match equally well.
 
     Best is the claim whose scope suits the name, then the one with the longest pattern.
+
+    Args:
+        names: canonical tensor names.
+        pairs: rows that may match, each with the config that calls for it.
+        parts: the config and all those nested in it, called for or not: a name may belong to one that no row reads.
     """
-    pairs = tuple(pairs)
-    kinds = frozenset(kind for _, scope in pairs for kind in scope.kinds)
+    kinds = frozenset(kind for scope in parts for kind in scope.kinds)
     everything = tuple(names)
     best: dict[str, tuple[tuple[int, int, int], list[Claim]]] = {}
     for row, scope in pairs:

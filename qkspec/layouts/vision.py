@@ -2,25 +2,29 @@
 
 from dataclasses import replace
 
-from qkspec.layouts.layout import Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
+from qkspec.layouts.layout import RAW, Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
 
 # fmt: off  (a row is read across, not down)
+WINDOWED = ("a bias by relative position is added; attention stays within windows",)
 VIT = Layout(
-    "vit", ("vit", "deit", "vit_msn", "ijepa", "dpt", "videomae_", "audio-spectrogram-transformer", "yolos", "vit_hybrid", "data2vec-vision"),
+    "vit", ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "videomae", "audio-spectrogram-transformer", "yolos", "vit_hybrid",
+            "vilt", "flava_image_model", "flava_text_model", "flava_multimodal_model", "timesformer_"),
     Separate("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.key"), full=True, kv_heads=(), head_dim=(),
     norm=InputNorm("encoder.layer.{}.layernorm_before"), by_name=True,
 )
 CLIP = Layout(
-    "clip", ("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model"),
+    "clip", ("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model", "altclip_vision_model",
+             "clipseg_vision_model", "metaclip_2_vision_model", "xclip_vision_model", "owlvit_vision_model", "owlv2_vision_model",
+             "idefics2_vision", "idefics3_vision", "smolvlm_vision", "granite_docling_vision", "git_vision_model", "groupvit_vision_model_"),
     Separate("encoder.layers.{}.self_attn.q_proj", "encoder.layers.{}.self_attn.k_proj"), full=True, kv_heads=(), head_dim=(),
     norm=InputNorm("encoder.layers.{}.layer_norm1"),
 )
 SWIN = Layout(
     "swin", ("swin", "donut-swin", "maskformer-swin"),
     Separate("encoder.layers.{}.blocks.{}.attention.self.query", "encoder.layers.{}.blocks.{}.attention.self.key"), full=True, kv_heads=(),
-    head_dim=(), heads=("num_heads",), norm=InputNorm("encoder.layers.{}.blocks.{}.layernorm_before"),
-    remarks=("a bias by relative position is added; attention stays within windows",),
+    head_dim=(), heads=("num_heads",), norm=InputNorm("encoder.layers.{}.blocks.{}.layernorm_before"), remarks=WINDOWED,
 )
+PROBE = ("the query is a learned probe",)
 
 
 def like(row: Layout, name: str, *model_types: str, **facts: object) -> Layout:
@@ -30,8 +34,38 @@ def like(row: Layout, name: str, *model_types: str, **facts: object) -> Layout:
 
 VISION = (
     VIT,
+    like(VIT, "vit_mae", block="decoder.self", heads=("decoder_num_attention_heads",), norm=InputNorm("decoder.decoder_layers.{}.layernorm_before"),
+         weights=Separate("decoder.decoder_layers.{}.attention.attention.query", "decoder.decoder_layers.{}.attention.attention.key")),
+    like(VIT, "beit", "beit", "data2vec-vision", remarks=("a bias by relative position may be added",)),
+    like(VIT, "dinov2", "dinov2", "dinov2_with_registers", "pixio_", norm=InputNorm("encoder.layer.{}.norm1")),
+    like(VIT, "dinov3_vit", weights=Separate("layer.{}.attention.q_proj", "layer.{}.attention.k_proj"), norm=InputNorm("layer.{}.norm1"),
+         rotary=RotaryRule(), remarks=("patches rotate in two dimensions",)),
+    like(VIT, "internvl", "internvl_vision", "janus_vision_model_", weights=Separate("encoder.layer.{}.attention.q_proj", "encoder.layer.{}.attention.k_proj"),
+         norm=InputNorm("encoder.layer.{}.layernorm_before"),
+         qk_norm=QKNormAt("encoder.layer.{}.attention.q_norm", "encoder.layer.{}.attention.k_norm", per_head=False)),
+    like(VIT, "vit", "vit", "deit", "vit_msn", "vit_mae", "ijepa", "vivit", "videomae", "yolos", "audio-spectrogram-transformer",
+         weights=Separate("layers.{}.attention.q_proj", "layers.{}.attention.k_proj"), norm=InputNorm("layers.{}.layernorm_before")),
     CLIP,
+    like(CLIP, "clip", "siglip_text_model", "siglip2_text_model", "owlvit_text_model_", norm=InputNorm("encoder.layers.{}.layer_norm1")),
+    like(CLIP, "clip", "clip_text_model", "clipseg_text_model", "metaclip_2_text_model", "xclip_text_model", "owlvit_text_model", "owlv2_text_model",
+         "groupvit_text_model", causal=True),
+    like(CLIP, "siglip", "siglip_vision_model", "siglip2_vision_model", weights=Fused("head.attention.in_proj_weight"), block="pool",
+         biases=("head.attention.in_proj_bias",), norm=RAW, unknown=PROBE),
+    like(CLIP, "aimv2", "aimv2_vision_model", "aimv2_text_model", weights=Separate("encoder.layers.{}.attention.q_proj", "encoder.layers.{}.attention.k_proj"),
+         norm=InputNorm("encoder.layers.{}.rms_norm1", "rms")),
+    like(CLIP, "blip", "blip_vision_model", "blip_2_vision_model", "instructblip_vision_model", weights=Fused("encoder.layers.{}.self_attn.qkv")),
     SWIN,
+    like(SWIN, "swinv2", qk_norm=QKNormAt(None, None, "l2", temperature="encoder.layers.{}.blocks.{}.attention.self.logit_scale"),
+         norm=RAW, remarks=(*WINDOWED, "cosine attention: only directions of q and k count")),
+    like(CLIP, "sam", "sam_vision_model", "sam_hq_vision_model", weights=Fused("vision_encoder.layers.{}.attn.qkv"),
+         norm=InputNorm("vision_encoder.layers.{}.layer_norm1"), remarks=("terms by relative position that depend on the query are added",)),
+    like(CLIP, "qwen2_vl", "qwen2_vl", "qwen2_vl_vision", weights=Fused("blocks.{}.attn.qkv"), heads=("num_heads",), norm=InputNorm("blocks.{}.norm1"),
+         rotary=RotaryRule(), remarks=("patches rotate in two dimensions",)),
+    like(CLIP, "qwen2_5_vl", "qwen2_5_vl", "qwen2_5_vl_vision", weights=Fused("blocks.{}.attn.qkv"), heads=("num_heads",),
+         norm=InputNorm("blocks.{}.norm1", "rms"), rotary=RotaryRule(), remarks=("patches rotate in two dimensions",)),
+    like(CLIP, "qwen3_vl", "qwen3_vl", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision", weights=Fused("blocks.{}.attn.qkv"), heads=("num_heads",),
+         norm=InputNorm("blocks.{}.norm1"), rotary=RotaryRule(), remarks=("patches rotate in two dimensions",)),
+    like(CLIP, "pixtral", weights=Separate("layers.{}.attention.q_proj", "layers.{}.attention.k_proj"), norm=InputNorm("layers.{}.attention_norm", "rms"),
+         rotary=RotaryRule(), remarks=("patches rotate in two dimensions",)),
 )
 # fmt: on
-__all__ = ["VISION", "Fused", "QKNormAt", "RotaryRule"]

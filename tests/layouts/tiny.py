@@ -33,6 +33,7 @@ SIZES: dict[int, tuple[str, ...]] = {
     5: ["v_head_dim"],
 }  # fmt: skip
 SIZE = {key: size for size, keys in SIZES.items() for key in keys}
+PER_LAYER = ("out_features", "out_indices", "stage_names", "_out_features", "_out_indices", "per_layer_config")
 KEPT = ("rope_scaling", "rope_parameters", "id2label", "label2id")
 DROPPED = ("transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation")
 GONE: Any = object()
@@ -73,7 +74,7 @@ def shrink(config: dict[Any, Any]) -> dict[Any, Any]:
             small[key] = value[-2:]
         elif isinstance(key, str) and key.endswith(("token_id", "token_index")) and isinstance(value, int):
             small[key] = 5
-        elif key not in DROPPED:
+        elif key not in DROPPED + PER_LAYER:
             small[key] = value
     return small
 
