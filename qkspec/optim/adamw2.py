@@ -27,7 +27,7 @@ class AdamW2(torch.optim.AdamW):
     multiplies the decay as well; a group's own lr is never touched. With τ = ∞ it is AdamW.
 
     q, k and v of a fused projection are bounded one by one; embeddings and vectors keep the plain lr unless ``exempt``
-    says otherwise. Give it ``model.named_parameters()``: names are what tells these apart. ``table()`` shows the choice.
+    says otherwise. Give it ``model.named_parameters()``: names tell these apart. ``table()`` shows the choice.
 
     Args:
         params: parameters, named parameters, or groups of either.
@@ -52,7 +52,7 @@ class AdamW2(torch.optim.AdamW):
         UsageError: an argument is out of range, or a parameter cannot be bounded as asked.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # torch's arguments and ours: a drop-in takes them one by one
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
@@ -63,7 +63,7 @@ class AdamW2(torch.optim.AdamW):
         *,
         tau: float = 0.004,
         power_iters: int = 1,
-        block: int = 8,
+        block: int = 6,
         warm: bool = True,
         refresh: int = 10,
         eps_mode: Literal["outside", "inside"] = "outside",
@@ -100,7 +100,7 @@ class AdamW2(torch.optim.AdamW):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of the optimizer needs."""
         ours = ("_how", "_exempt", "_roles", "_batched")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, torch.optim.AdamW's included, whose groups lack our settings."""
@@ -129,7 +129,7 @@ class AdamW2(torch.optim.AdamW):
                     self.state[p][name] = saved[name].to(local(p).device, copy=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; a closure, where given, computes the loss again, and its result is returned."""
         loss = None
         if closure is not None:

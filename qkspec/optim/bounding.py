@@ -1,4 +1,4 @@
-"""Rule 1 on stacks of parameters: measure update and weight, truncate the learning rate, apply (P, algorithm 1, 6-14)."""
+"""Rule 1 on stacks of parameters: measure update and weight, truncate the learning rate, apply (P, algorithm 1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,7 +182,9 @@ def _probes(
 ) -> list[_Probe]:
     """Return each matrix with what is remembered of it and fresh probes; a narrow one with the whole identity."""
     widest = max(a.shape[-1] for a, _, _ in sources)
-    news = sigma.fresh(keys, steps, 2 * block if cold else block, widest).split([a.shape[0] for a, _, _ in sources])
+    news = sigma.fresh(keys, steps, 2 * block if cold else block, widest).split_with_sizes(
+        [a.shape[0] for a, _, _ in sources]
+    )
     probes = []
     for (a, basis, group), new in zip(sources, news, strict=True):
         n = a.shape[-1]
@@ -213,7 +215,7 @@ def _measure(probes: Sequence[_Probe], extra: Sequence[tuple[Tensor, Any]]) -> t
         gram, image = torch.cat([grams[i] for i in at]), torch.cat([ys[i] @ ys[i].mT for i in at])
         values, chosen = sigma.ritz(gram, image, keep, 1e-6 if dtype == torch.float32 else 1e-12)
         sizes = [probes[i].a.shape[0] for i in at]
-        for i, value, choice in zip(at, values.split(sizes), chosen.split(sizes), strict=True):
+        for i, value, choice in zip(at, values.split_with_sizes(sizes), chosen.split_with_sizes(sizes), strict=True):
             found[i] = value
             probes[i].basis.copy_(sigma.remember(choice, ys[i], probes[i].x))
     return found, sums

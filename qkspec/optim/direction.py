@@ -64,7 +64,8 @@ def direction(m: Moments, group: dict[str, Any]) -> Tensor:
     second = second / (1 - beta2**t)
     eps = group["eps"]
     root = (second + eps).sqrt_() if group["eps_mode"] == "inside" else second.sqrt_().add_(eps)
-    return (m.first / (1 - beta1**t)).div_(root)
+    update: Tensor = (m.first / (1 - beta1**t)).div_(root)
+    return update
 
 
 def write_directions(
@@ -132,7 +133,7 @@ def _torch_adamw(
         amsgrad=group["amsgrad"],
         beta1=beta1,
         beta2=beta2,
-        lr=lr,  # type: ignore[arg-type]  # torch's annotation says float, its code takes a tensor
+        lr=lr,
         weight_decay=decay,
         eps=group["eps"],
         maximize=group["maximize"],

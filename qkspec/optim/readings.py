@@ -36,7 +36,7 @@ class Reading:
 
     @property
     def relative_step(self) -> float:
-        """lr · σ₁(∇W)/σ₁(W): what Rule 1 compares with τ. Infinite for a zero weight, 0 for a zero update."""
+        """The step lr · σ₁(∇W)/σ₁(W) that Rule 1 compares with τ. Infinite for a zero weight, 0 for a zero update."""
         if self.sigma1_u == 0:
             return 0.0
         return self.lr * self.sigma1_u / self.sigma1_w if self.sigma1_w else float("inf")

@@ -1,8 +1,7 @@
-"""What of a parameter lies on this rank, and the one reduction that makes its norms whole (FSDP2: DTensor, Shard(0))."""
+"""What of a parameter lies on this rank, and the one reduction that makes its norms whole (FSDP2: Shard(0))."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ def shard_of(p: Tensor, name: str) -> Shard | None:
     return Shard(mesh.get_group(axis), offset, min(chunk, p.shape[0] - offset))
 
 
-def local_views(views: Sequence[View], shard: Shard | None, shape: Sequence[int], name: str) -> tuple[View, ...]:
+def local_views(views: Sequence[View], shard: Shard | None) -> tuple[View, ...]:
     """Return the views cut down to the rows that are here (perhaps none).
 
     Raises:
@@ -70,14 +69,16 @@ def local_views(views: Sequence[View], shard: Shard | None, shape: Sequence[int]
     """
     if shard is None:
         return tuple(views)
-    return tuple(_local_view(view, shard, (shape[0], prod(shape[1:])), name) for view in views)
+    return tuple(_local_view(view, shard) for view in views)
 
 
-def _local_view(view: View, shard: Shard, shape: tuple[int, int], name: str) -> View:
+def _local_view(view: View, shard: Shard) -> View:
     if view.size < 0 or view.dim == 1:
         return view
     if view.units > 1:
-        raise UsageError(f"{name}: parts interleaved in {view.units} units cannot be bounded while sharded by rows")
+        raise UsageError(
+            f"{view.name}: parts interleaved in {view.units} units cannot be bounded while sharded by rows"
+        )
     first = min(max(view.start - shard.offset, 0), shard.rows)
     last = min(max(view.start + view.size - shard.offset, 0), shard.rows)
     return replace(view, start=first, size=last - first)
@@ -95,6 +96,6 @@ def reduce_all(tensors: list[Tensor], groups: Sequence[Any]) -> list[Tensor]:
         at = [i for i, g in enumerate(groups) if g is group]
         buffer = torch.cat([tensors[i].double().flatten() for i in at])
         dist.all_reduce(buffer, group=group)
-        for i, part in zip(at, buffer.split([tensors[i].numel() for i in at]), strict=True):
+        for i, part in zip(at, buffer.split_with_sizes([tensors[i].numel() for i in at]), strict=True):
             whole[i] = part.view(tensors[i].shape).to(tensors[i].dtype)
     return whole

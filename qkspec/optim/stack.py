@@ -132,7 +132,7 @@ def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, se
     p = members[0].param
     here, shard = local(p), shard_of(p, members[0].name)
     shape = (here.shape[0], prod(p.shape[1:]))
-    views = local_views(members[0].views, shard, p.shape, members[0].name)
+    views = local_views(members[0].views, shard)
     whole = (p.shape[0], shape[1])
     sides = [_sides(view, whole) for view in members[0].views]
     n = sides[0][1]

@@ -1,0 +1,109 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qkspec.errors import UsageError
+from qkspec.optim.sigma_reparam import SigmaReparam, effective_weight, fold, reparametrize, spectral_step
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.LayerNorm(20), nn.Linear(20, 5))
+
+
+def norm(a):
+    return torch.linalg.svdvals(a.detach().double())[0].item()
+
+
+def run(model, steps=60):
+    opt = torch.optim.Adam(model.parameters(), 1e-2)
+    gen = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(32, 12, generator=gen)
+        loss = (model(x) - x[:, :5].abs()).square().mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    return loss.item()
+
+
+def test_the_effective_norm_is_gamma_from_the_start_and_through_training():
+    model = net()
+    assert reparametrize(model) == ("0", "3")
+    for layer in (model[0], model[3]):
+        assert norm(layer.weight) == pytest.approx(1, 1e-2)
+    first = run(copy.deepcopy(model), 1)
+    assert run(model) < first / 2
+    for layer in (model[0], model[3]):
+        gamma = layer.parametrizations.weight[0].gamma.item()
+        assert gamma != 1
+        assert norm(layer.weight) == pytest.approx(abs(gamma), 2e-2)
+
+
+def test_keep_leaves_the_function_as_it_was():
+    model, x = net(), torch.randn(3, 12)
+    before = model(x)
+    reparametrize(model, keep=True)
+    torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-3)
+
+
+def test_fold_gives_plain_weights_and_the_same_logits():
+    model = net()
+    reparametrize(model)
+    run(model, 20)
+    model.eval()
+    state = model.state_dict()
+    names = set(state)
+    folded = fold(state)
+    assert set(state) == names
+    plain = net()
+    plain.load_state_dict(folded)
+    x = torch.randn(4, 12)
+    torch.testing.assert_close(plain(x), model(x))
+    assert torch.equal(folded["0.weight"], model[0].weight)
+    del state["0.parametrizations.weight.0.gamma"]
+    with pytest.raises(UsageError, match="gamma"):
+        fold(state)
+
+
+def test_one_iteration_a_training_step_and_none_in_evaluation():
+    model = net()
+    reparametrize(model, "0")
+    part = model[0].parametrizations.weight[0]
+    before = part.v.clone()
+    model.eval()
+    model(torch.randn(2, 12))
+    assert torch.equal(part.v, before)
+    model.train()
+    model(torch.randn(2, 12))
+    original = model[0].parametrizations.weight.original
+    _, expected = spectral_step(original, part.u, before)
+    assert torch.equal(part.v, expected)
+
+
+def test_gradient_passes_through_sigma():
+    torch.manual_seed(0)
+    w = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    gamma = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    u, _, v = torch.linalg.svd(w.detach())
+    assert torch.autograd.gradcheck(lambda w, g: effective_weight(w, g, u[:, 0], v[0]), (w, gamma))
+    # the effective weight does not change with the weight's scale, so the gradient is orthogonal to the weight
+    (effective_weight(w, gamma, u[:, 0], v[0]) * torch.randn(5, 4, dtype=torch.float64)).sum().backward()
+    assert abs((w.grad * w).sum().item()) < 1e-12
+
+
+def test_what_cannot_be_reparametrized():
+    with pytest.raises(UsageError, match="no linear layer"):
+        reparametrize(net(), "attention.*")
+    model = net()
+    nn.init.zeros_(model[3].weight)
+    with pytest.raises(UsageError, match="zero"):
+        reparametrize(model)
+
+
+def test_a_copy_is_deterministic():
+    w = torch.randn(6, 7, generator=torch.Generator().manual_seed(2))
+    a, b = SigmaReparam(w, seed=3), SigmaReparam(w, seed=3)
+    assert torch.equal(a(w), b(w))
