@@ -1,6 +1,5 @@
 """The straight line: paths to checkpoints to heads to readings to verdicts to a report."""
 
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,20 +8,35 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec import __version__, engine, metrics, theorem, trajectory
+from qkspec import engine, losses, metrics
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.sequence import Run, Source, find_runs
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError, QkspecError
+from qkspec.judging import SCHEMA, CheckpointFacts, Report, assemble, run_state
 from qkspec.layouts.find import Module, Plan, plan, read
 from qkspec.layouts.layout import Layout
 from qkspec.readings import NO_STEP, Column, Readings, concatenate, text
-from qkspec.theorem import Condition, Limits, Verdict
-from qkspec.trajectory import HeadTable, RunState
+from qkspec.theorem import Limits
 
 F64 = NDArray[np.float64]
 
-SCHEMA = 1
+__all__ = [
+    "SCHEMA",
+    "CheckpointFacts",
+    "Measured",
+    "Report",
+    "Settings",
+    "Skipped",
+    "analyze",
+    "assemble",
+    "judge",
+    "measure",
+    "measure_runs",
+    "measure_source",
+    "plan_for",
+    "run_state",
+]
 
 WORK_WORTH_PROCESSES = 4e10  # Q, K bytes x d_q of a few CPU-seconds: below, starting processes costs more than it saves
 
@@ -55,22 +69,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
-    """Where a checkpoint's numbers came from: one entry of a report's provenance."""
-
-    run: str
-    name: str
-    step: int | None
-    path: str
-    format: str
-    family: str
-    stored: str
-    modules: int
-    heads: int
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Measured:
     """One checkpoint, measured.
 
@@ -96,38 +94,6 @@ class Skipped:
     run: str
     name: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """Readings with their verdicts.
-
-    Args:
-        readings: one row a run, checkpoint, module and head.
-        verdicts: (rows,) Verdict.
-        limits: the thresholds that the verdicts were judged by.
-        random_rank: (rows,) median effective rank of random weights of the head's shape.
-        applicable: (rows,) whether Theorem 1 applies.
-        states: run name to what its heads say together.
-        checkpoints: provenance of each checkpoint measured.
-        skipped: "run/checkpoint" or "run/checkpoint/module" to why it was not measured.
-        spectra: "run/checkpoint/module" to (heads, d_q) singular values; empty if they were not kept.
-    """
-
-    readings: Readings
-    verdicts: NDArray[np.object_]
-    limits: Limits
-    random_rank: F64
-    applicable: NDArray[np.bool_]
-    states: Mapping[str, RunState]
-    checkpoints: tuple[CheckpointFacts, ...]
-    skipped: Mapping[str, str]
-    spectra: Mapping[str, F64]
-    provenance: Mapping[str, str]
-
-    def evidence(self, row: int) -> tuple[Condition, ...]:
-        """Return the conditions behind one row's verdict."""
-        return theorem.evidence(self.readings, self.limits, row, float(self.random_rank[row]))
 
 
 def analyze(paths: Sequence[str | Path], settings: Settings | None = None) -> Report:
@@ -208,6 +174,9 @@ def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
     if not len(readings):
         raise InputError(next(iter(skipped.values())) if len(skipped) == 1 else _nothing(skipped))
     applicable = np.concatenate([m.applicable for m in measured if len(m.readings)])
+    paths: dict[str, list[str]] = {}
+    for part in measured:
+        paths.setdefault(part.facts.run, []).append(part.facts.path)
     return assemble(
         readings,
         applicable,
@@ -217,56 +186,8 @@ def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
         spectra={
             f"{m.facts.run}/{m.facts.name}/{module}": sigma for m in measured for module, sigma in m.spectra.items()
         },
+        losses={run: curve for run, of_run in paths.items() if (curve := losses.find(of_run)) is not None},
     )
-
-
-def assemble(
-    readings: Readings,
-    applicable: NDArray[np.bool_],
-    limits: Limits,
-    *,
-    checkpoints: tuple[CheckpointFacts, ...],
-    skipped: Mapping[str, str],
-    spectra: Mapping[str, F64],
-) -> Report:
-    """Judge readings by limits; a saved report's readings enter here again."""
-    random_rank = _random_ranks(readings)
-    verdicts = theorem.classify(readings, limits, applicable, random_rank)
-    states = {run: run_state(readings.where(mask), verdicts[mask], limits) for run, mask in readings.groups("run")}
-    return Report(
-        readings, verdicts, limits, random_rank, applicable, states, checkpoints, skipped, spectra, provenance()
-    )
-
-
-def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits) -> RunState:
-    """Judge one run from its rows."""
-    table = HeadTable.of(readings)
-    unjudged = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
-    return trajectory.run_state(
-        table.steps,
-        table.spread(readings.metric("sigma1")),
-        malignant=table.spread(np.asarray(verdicts == Verdict.MALIGNANT, dtype=bool), fill=0),
-        both=table.spread(
-            (readings.metric("effective_rank") <= limits.effective_rank)
-            & (readings.metric("freezing_ratio") >= limits.freezing),
-            fill=0,
-        ),
-        judged=table.spread(np.array([verdict not in unjudged for verdict in verdicts]), fill=0),
-        broken=table.spread(np.asarray(verdicts == Verdict.BROKEN, dtype=bool), fill=0),
-    )
-
-
-def provenance() -> dict[str, str]:
-    """Return what computed the numbers."""
-    import scipy
-
-    return {
-        "qkspec": __version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "python": platform.python_version(),
-        "precision": "float64",
-    }
 
 
 @dataclass(frozen=True)
@@ -355,15 +276,6 @@ def _workers(settings: Settings, modules: Sequence[Module]) -> int:
         return min(settings.workers, max(len(modules), 1))
     work = sum(m.nbytes * m.d_q for m in modules)
     return min(engine.cpu_count(), len(modules)) if work > WORK_WORTH_PROCESSES else 1
-
-
-def _random_ranks(readings: Readings) -> F64:
-    out = np.empty(len(readings))
-    shapes = np.stack([readings["d_model"], readings["d_q"]], axis=1).astype(np.int64)
-    for d, d_q in np.unique(shapes, axis=0):
-        rank = metrics.random_init(int(d), int(d), int(d_q), metrics.star(int(d_q)))[2]
-        out[(shapes == (d, d_q)).all(axis=1)] = rank
-    return out
 
 
 def _nothing(skipped: Mapping[str, str]) -> str:

@@ -165,6 +165,16 @@ def conditions(readings: Readings, limits: Limits, random_rank: F64) -> Conditio
     return Conditions(concentrated, holds["large"], holds["sparse"], holds["low rank"], holds["diagonal"], known)
 
 
+def collapsing(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
+    """Return which heads (rows,) count towards a run's verdict: those concentrated and large.
+
+    Under QK-norm the bare spectrum does not make the logits, and a head counts that is large with a sparse map.
+    """
+    found = conditions(readings, limits, random_rank)
+    by_gains = np.isfinite(readings.metric("logit_bound"))
+    return np.where(by_gains, found.large & found.sparse, found.concentrated & found.large)
+
+
 def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank: F64) -> NDArray[np.object_]:
     """Return the Verdict of every row.
 

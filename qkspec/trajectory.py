@@ -41,6 +41,8 @@ def first(steps: NDArray[np.int64], condition: Truth) -> F64:
         steps: (n,).
         condition: (n, heads).
     """
+    if not len(steps):
+        return np.full(condition.shape[1], math.nan)
     return np.where(condition.any(axis=0), steps[condition.argmax(axis=0)].astype(np.float64), np.nan)
 
 
@@ -98,6 +100,8 @@ class RunState:
         malignant: heads that are malignant at the last checkpoint.
         turned: the step at which the first head turned malignant, or None.
         surge: the first step by which the median head's ln σ_1 had grown by SURGE a step, or None.
+        crossed: the first step at which a share WARNED of the judged heads was concentrated and large, or None.
+        growth: the largest growth of the median head's ln σ_1 a step between two checkpoints; NaN if there is none.
     """
 
     verdict: str
@@ -105,6 +109,8 @@ class RunState:
     malignant: int
     turned: int | None
     surge: int | None
+    crossed: int | None = None
+    growth: float = math.nan
 
 
 def run_state(
@@ -133,17 +139,24 @@ def run_state(
         verdict = "warned"
     else:
         verdict = "sound"
-    turned = first(steps, malignant)
-    return RunState(verdict, share, bad, _least(turned), _surge(steps, sigma1))
+    shares = np.where(judged, both, 0).sum(axis=1) / np.maximum(judged.sum(axis=1), 1)
+    rates = _median_growth(steps, sigma1)
+    return RunState(
+        verdict,
+        share,
+        bad,
+        _least(first(steps, malignant)),
+        _least(first(steps[1:], (rates >= SURGE)[:, None])),
+        _least(first(steps, (shares >= WARNED)[:, None])),
+        float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan,
+    )
 
 
-def _surge(steps: NDArray[np.int64], sigma1: F64) -> int | None:
+def _median_growth(steps: NDArray[np.int64], sigma1: F64) -> F64:
+    """Return the median over heads of the growth between consecutive checkpoints, (n - 1,); NaN where no head tells."""
     rates = growth(steps, sigma1)
-    for step, row in zip(steps[1:], rates, strict=True):
-        known = row[np.isfinite(row)]
-        if known.size and np.median(known) >= SURGE:
-            return int(step)
-    return None
+    known = [row[np.isfinite(row)] for row in rates]
+    return np.array([np.median(row) if row.size else math.nan for row in known], dtype=np.float64)
 
 
 def _least(values: F64) -> int | None:

@@ -15,10 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "clean", "__init__"),
     ("qk", "spectrum", "spectrum_torch", "attention", "readings", "theorem", "engine"),
-    ("metrics", "trajectory", "optim", "simulate"),
-    ("checkpoints",),
+    ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
+    ("checkpoints", "losses"),
     ("layouts",),
-    ("analysis",),
+    ("analysis", "judging"),
     ("gate",),
     ("reports", "watch", "callbacks", "train"),
     ("cli", "__main__"),

@@ -75,14 +75,11 @@ def follow(report: Report, previous: Judgement | None, *, step: int, stop_on: st
         step: updates done.
         stop_on: as of ``stops``.
     """
-    both, verdicts = report.readings, report.verdicts
+    both, verdicts, state = report.readings, report.verdicts, report.states[RUN]
     if previous is not None:
         both = concatenate([previous.readings, both], both.metrics)
         verdicts = np.concatenate([previous.verdicts, verdicts])
-    state = run_state(both, verdicts, report.limits)
-    if previous is not None:
-        turned = _earlier(previous.state.turned, state.turned)
-        state = replace(state, turned=turned, surge=_earlier(previous.state.surge, state.surge))
+        state = _since_start(previous.state, run_state(both, verdicts, report.limits))
     report = replace(report, states={RUN: state})
     return Judgement(step, report, scalars_of(report, state, _growth(both)), stops(state, stop_on))
 
@@ -123,6 +120,17 @@ def _growth(readings: Readings) -> float:
     rates = trajectory.growth(table.steps, table.spread(readings.metric("sigma1")))
     known = rates[-1][np.isfinite(rates[-1])] if len(rates) else np.empty(0)
     return float(np.median(known)) if known.size else math.nan
+
+
+def _since_start(before: RunState, now: RunState) -> RunState:
+    """Return the run's state now, with what happened on the way before the two steps that ``now`` was judged from."""
+    return replace(
+        now,
+        turned=_earlier(before.turned, now.turned),
+        surge=_earlier(before.surge, now.surge),
+        crossed=_earlier(before.crossed, now.crossed),
+        growth=float(np.fmax(before.growth, now.growth)),
+    )
 
 
 def _earlier(before: int | None, now: int | None) -> int | None:
