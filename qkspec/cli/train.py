@@ -93,6 +93,16 @@ def train(
     full_states: Annotated[
         int, typer.Option(help="Newest checkpoints to resume from; 0: none.", rich_help_panel=_OUT)
     ] = _D.full_states,
+    compare: Annotated[
+        str,
+        typer.Option(
+            help="Run several remedies side by side: adamw,adamw+warmup,adamw2,sigma,qknorm or all.",
+            rich_help_panel=_OPT,
+        ),
+    ] = "",
+    learning_rates: Annotated[
+        str, typer.Option(help="With --compare: peak learning rates, comma-separated.", rich_help_panel=_OPT)
+    ] = "",
     fail_on_nan: Annotated[
         bool, typer.Option("--fail-on-nan", help="Exit 1 when the loss is no longer finite.", rich_help_panel=_OUT)
     ] = False,
@@ -107,14 +117,16 @@ def train(
 
     knobs = {_KNOB.get(name, name): value for name, value in context.params.items() if name not in _OURS}
     given = {_KNOB.get(name, name) for name in knobs_given(context)}
-    request = Request(knobs, frozenset(given), out, resume, fail_on_nan=fail_on_nan, quiet=quiet, live=not no_progress)
+    request = Request(
+        knobs, frozenset(given), out, resume, compare, learning_rates, fail_on_nan, quiet, not no_progress
+    )
     code = conduct(request)
     if code:
         raise typer.Exit(code)
 
 
 _KNOB = {"context_length": "context", "compile_model": "compile"}
-_OURS = ("out", "resume", "fail_on_nan", "quiet", "no_progress")
+_OURS = ("out", "resume", "compare", "learning_rates", "fail_on_nan", "quiet", "no_progress")
 
 
 def knobs_given(context: typer.Context) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from qkspec.errors import UsageError
-from qkspec.train import display, save
+from qkspec.train import bakeoff, display, save
 from qkspec.train import run as runs
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.loop import Step
@@ -26,6 +26,8 @@ class Request:
         given: the names of those that the user wrote.
         out: folder of a new run, or None for the default name.
         resume: folder of a run to go on with, or None.
+        compare: remedies to run side by side, comma-separated, or "all"; empty for one run.
+        rates: learning rates of the comparison, comma-separated; empty for the one of the knobs.
         fail_on_nan: exit 1 when the run ends in a loss that is not finite.
         quiet: no progress.
         live: a bar where stderr is a terminal.
@@ -35,6 +37,8 @@ class Request:
     given: frozenset[str]
     out: Path | None
     resume: Path | None
+    compare: str = ""
+    rates: str = ""
     fail_on_nan: bool = False
     quiet: bool = False
     live: bool = True
@@ -42,6 +46,8 @@ class Request:
 
 def conduct(request: Request) -> int:
     """Run what was asked, print the summary on stdout, and return 0, 1 (--fail-on-nan), 130 or 143."""
+    if request.compare:
+        return _compare(request)
     if request.resume and request.out:
         raise UsageError("--resume goes on in its own folder; leave out --out")
     changes = {name: request.knobs[name] for name in request.given}
@@ -58,6 +64,30 @@ def conduct(request: Request) -> int:
     if stop.code:
         return stop.code
     return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
+
+
+def _compare(request: Request) -> int:
+    if request.resume:
+        raise UsageError("--compare goes on by itself: give it the same --out again, without --resume")
+    base = from_dict(request.knobs)
+    out = request.out or Path("runs", f"bakeoff-{base.model}-s{base.seed}")
+    rates = bakeoff.rates_of(request.rates)
+    trials = bakeoff.plan(base, [w.strip() for w in request.compare.split(",") if w.strip()], rates, out)
+    err = Console(stderr=True, highlight=False, markup=False)
+    crashed = False
+    with runs.listening() as stop:
+        for i, trial in enumerate(trials, start=1):
+            if not request.quiet:
+                err.print(f"{i}/{len(trials)}  {trial.remedy}  lr {trial.config.lr:g}")
+            for step in display.show(bakeoff.run(trial, stop), base.steps, quiet=request.quiet, live=request.live):
+                crashed |= step.outcome != "ok"
+            done = [bakeoff.entry(t) for t in trials[:i] if t.folder.exists()]
+            bakeoff.write(done, base, out)
+            if stop.code:
+                break
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(bakeoff.markdown(done, base) + f"\n{out}: {bakeoff.TABLE}, {bakeoff.MARKDOWN}, {bakeoff.FIGURE}")
+    return stop.code or (FAILED if request.fail_on_nan and crashed else 0)
 
 
 def default_folder(config: TrainConfig) -> Path:
