@@ -66,11 +66,22 @@ def positive_fraction(eigenvalues: NDArray[np.complex128]) -> F64:
     return np.where(known, (eigenvalues.real > 0).mean(axis=1), np.nan)
 
 
-def logit_std(layer: QKLayer) -> F64:
+def folded_spectra(layer: QKLayer) -> Spectra:
+    """Return the spectra of a module, with the input norms' gains folded in where the logits are x' M y of known x, y."""
+    if layer.qk_norm is not None or "input norm" in layer.unknown:
+        return spectra(layer.q, layer.k)
+    return spectra(layer.q, layer.k, _gain(layer.q_input), _gain(layer.k_input))
+
+
+def logit_std(layer: QKLayer, found: Spectra | None = None) -> F64:
     """Return the standard deviation of a logit between independent tokens x ~ N(0, I), (heads,).
 
-    ‖diag(γ_q) M diag(γ_k)‖_F · scale with the input norms' gains folded in, by the two d_q x d_q Gram matrices. Under
-    QK-norm the projections have unit size whatever M is, and it is scale · ‖γ_q∘γ_k‖ of that norm's gains.
+    ‖diag(γ_q) M diag(γ_k)‖_F · scale with the input norms' gains folded in. Under QK-norm the projections have unit size
+    whatever M is, and it is scale · ‖γ_q∘γ_k‖ of that norm's gains.
+
+    Args:
+        layer: the module.
+        found: its ``folded_spectra``, if they are at hand.
 
     Returns:
         (heads,) float64; NaN where the layer's ``unknown`` names the input norm, or the weights are not finite.
@@ -79,30 +90,18 @@ def logit_std(layer: QKLayer) -> F64:
         return _normalised_logit_std(layer)
     if "input norm" in layer.unknown:
         return np.full(layer.heads, np.nan)
-    group = layer.heads // layer.kv_heads
-    out = np.full(layer.heads, np.nan)
-    keys = [_gram(w, layer.k_input) for w in layer.k]
-    for h in range(layer.heads):
-        gram_q, size_q = _gram(layer.q[h], layer.q_input)
-        gram_k, size_k = keys[h // group]
-        out[h] = np.sqrt(max(float(np.sum(gram_q * gram_k)), 0.0)) * size_q * size_k * abs(layer.scale)
-    return out
+    return np.asarray((found or folded_spectra(layer)).gained * abs(layer.scale))
 
 
-def mean_diagonal_logit(layer: QKLayer) -> F64:
+def mean_diagonal_logit(layer: QKLayer, found: Spectra | None = None) -> F64:
     """Return the mean logit of a token on itself, scale · trace(diag(γ) M diag(γ)), (heads,) (appendix C).
 
-    NaN in cross-attention, under QK-norm, and where the input norm is unknown.
+    NaN in cross-attention, under QK-norm, and where the input norm is unknown. Arguments as of ``logit_std``.
     """
-    out = np.full(layer.heads, np.nan)
-    if layer.q.shape[2] != layer.k.shape[2] or layer.qk_norm is not None or "input norm" in layer.unknown:
-        return out
-    gains = _gain(layer.q_input, layer.q.shape[2]) * _gain(layer.k_input, layer.k.shape[2])
-    group = layer.heads // layer.kv_heads
-    for h in range(layer.heads):
-        with np.errstate(over="ignore", invalid="ignore"):
-            w_k = layer.k[h // group].astype(np.float64) * gains
-            out[h] = np.einsum("ij,ij->", layer.q[h], w_k) * layer.scale
+    if layer.qk_norm is not None or "input norm" in layer.unknown:
+        return np.full(layer.heads, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = (found or folded_spectra(layer)).gained_trace * layer.scale
     return np.where(np.isfinite(out), out, np.nan)
 
 
@@ -146,7 +145,8 @@ def facts(layer: QKLayer, *, seed: int = 0) -> Facts:
     indices = map_indices(predicted_map(layer, seed=seed), causal=layer.causal)
     if "input norm" in layer.unknown and layer.qk_norm is None:
         indices = MapIndices(*(np.full(layer.heads, np.nan) for _ in range(4)))
-    return Facts(layer, spectra(layer.q, layer.k), indices, logit_std(layer), mean_diagonal_logit(layer))
+    found = folded_spectra(layer)
+    return Facts(layer, found, indices, logit_std(layer, found), mean_diagonal_logit(layer, found))
 
 
 def freezing_ratio(std: F64, context: int | None) -> F64:
@@ -242,17 +242,8 @@ def _cumulative_shares(sigma: F64) -> F64:
     return np.asarray(np.minimum(energy / np.where(total > 0, total, np.nan), 1.0))
 
 
-def _gain(norm: Norm | None, d: int) -> F64:
-    return np.ones(d) if norm is None or norm.gain is None else norm.gain.astype(np.float64)
-
-
-def _gram(w: Array, norm: Norm | None) -> tuple[F64, float]:
-    """Return ((W γ)(W γ)' / size², size) for w (d_q, d): (d_q, d_q) float64, NaN if w is not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        folded = w.astype(np.float64) * _gain(norm, w.shape[1])
-        size = max(float(folded.max()), -float(folded.min()))
-        unit = folded / (size if np.isfinite(size) and size > 0 else 1.0)
-        return unit @ unit.T, size
+def _gain(norm: Norm | None) -> Array | None:
+    return None if norm is None else norm.gain
 
 
 def _normalised_logit_std(layer: QKLayer) -> F64:

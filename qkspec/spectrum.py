@@ -1,22 +1,28 @@
 """Singular values of W_q'W_k for every head without forming the product: NumPy and LAPACK, float64.
 
-M = W_q'W_k is d x d' of rank at most d_q. Thin QR factors of W_q' and W_k' leave a d_q x d_q core with the same nonzero
-singular values. Householder QR in float64 keeps every one of them to about 1e-10 relative on heads of condition 1e13,
-where a full SVD of the product loses five digits and any route over Gram matrices loses the least ones altogether.
+M = W_q'W_k is d x d' of rank at most d_q. Triangular factors of W_q' = A R and W_k' = B S leave a d_q x d_q core R S'
+with the same nonzero singular values. R is the Cholesky factor of the Gram matrix W_q W_q' where that matrix's own
+eigenvalues prove it right to 1e-10 (see WELL_CONDITIONED), and comes from Householder QR of the weights everywhere else:
+on heads of condition 1e13 Cholesky fails and a full SVD of the product loses five digits, but QR keeps every value.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
 from qkspec.qk import Array
 
 F64 = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
-QR_BLOCK = 32  # columns a panel; 24 to 32 were fastest for d_q of 64 and 128
+# Cholesky changes R by a relative c ε κ(G)/2, with κ(G) = λ_1/λ_n of the Gram matrix and c a few units, and a relative
+# change of R moves no singular value of the core by more. Trained heads, collapsed ones too, had κ(G) of 1e2 to 1e4.
+WELL_CONDITIONED = 1e-5  # λ_n/λ_1 above which R may come from the Gram matrix
+PANEL = 2048  # columns taken up at a time, so that their float64 copies stay in the processor's cache
+QR_BLOCK = 24  # columns a panel of LAPACK's blocked QR; 24 to 32 were fastest for d_q of 64 and 128
+SMALL_QR = 1 << 18  # elements of W below which importing SciPy's blocked QR (0.2 s) costs more than it saves
+ORDINARY = 2.0**-20, 2.0**20  # sizes of float32 weights whose products are summed in float32
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class Spectra:
         sigma1_k: (kv_heads,) spectral norm of each W_k.
         trace: (heads,) trace of M, the sum over elements of W_q∘W_k; NaN for cross-attention with d ≠ d'.
         eigenvalues: (heads, d_q) complex, the nonzero eigenvalues of M, which are those of C = W_k W_q'; NaN if d ≠ d'.
+            Those of float32 weights carry an error near 1e-7 ‖W_q‖‖W_k‖, that of rounding the weights themselves.
+        gained: (heads,) ‖diag(γ_q) M diag(γ_k)‖_F, likewise to 1e-7 for float32 weights; ‖M‖_F without gains.
+        gained_trace: (heads,) trace of diag(γ_q) M diag(γ_k); NaN if d ≠ d'.
     """
 
     sigma: F64
@@ -36,6 +45,62 @@ class Spectra:
     sigma1_k: F64
     trace: F64
     eigenvalues: NDArray[np.complex128]
+    gained: F64
+    gained_trace: F64
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A module's q and k with what was learned of their sizes.
+
+    Args:
+        q: (heads, d_q, d).
+        k: (kv_heads, d_q, d').
+        size_q: (heads,) the power of two that brings a head's largest element to between 0.5 and 1; NaN if not finite.
+        size_k: (kv_heads,) likewise.
+        gain_q: (d,) or None; gain_k: (d',) or None.
+    """
+
+    q: Array
+    k: Array
+    size_q: F64
+    size_k: F64
+    gain_q: Array | None = None
+    gain_k: Array | None = None
+
+    @property
+    def owner(self) -> NDArray[np.intp]:
+        """(heads,) the key head of each query head."""
+        return np.arange(len(self.q)) // (len(self.q) // len(self.k))
+
+    @property
+    def good(self) -> Flags:
+        """(heads,) whether a head's weights are finite."""
+        return np.asarray(np.isfinite(self.size_q) & np.isfinite(self.size_k[self.owner]))
+
+    @property
+    def square(self) -> bool:
+        """Whether M is d x d."""
+        return bool(self.q.shape[2] == self.k.shape[2])
+
+
+@dataclass(frozen=True)
+class Products:
+    """All that is needed of the long side of a module, its weights divided by their sizes; zero where not finite.
+
+    Args:
+        gram_q: (heads, d_q, d_q) W_q W_q'; gram_k: (kv_heads, d_q, d_q) W_k W_k'.
+        cross: (heads, d_q, d_q) C = W_k W_q'.
+        trace: (heads,) of M.
+        gained: (heads,) ‖diag(γ_q) M diag(γ_k)‖_F; gained_trace: (heads,). Both zero without gains.
+    """
+
+    gram_q: F64
+    gram_k: F64
+    cross: F64
+    trace: F64
+    gained: F64
+    gained_trace: F64
 
 
 def singular_values(q: Array, k: Array) -> F64:
@@ -51,112 +116,167 @@ def singular_values(q: Array, k: Array) -> F64:
     Returns:
         (heads, d_q), float64; zeros beyond min(d, d', d_q), NaN for a head whose weights are not finite.
     """
-    sigma = np.full(q.shape[:2], np.nan)
-    for pair in _pairs(q, k):
-        sigma[pair.head] = _core_values(pair.r, pair.s) * pair.size_q * pair.size_k
-    return sigma
+    return spectra(q, k).sigma
 
 
-def spectra(q: Array, k: Array) -> Spectra:
+def spectra(q: Array, k: Array, gain_q: Array | None = None, gain_k: Array | None = None) -> Spectra:
     """Return singular values, projection norms, traces and eigenvalues of every head.
 
     Args:
         q: (heads, d_q, d).
         k: (kv_heads, d_q, d'); kv_heads divides heads.
+        gain_q: (d,) γ_q, folded into ``gained`` and ``gained_trace`` only; None is all ones.
+        gain_k: (d',) γ_k.
 
     Returns:
         Spectra, float64.
     """
-    heads, d_q, _ = q.shape
-    group = heads // k.shape[0]
-    sigma = np.full((heads, d_q), np.nan)
-    sigma1_q, trace = np.full(heads, np.nan), np.full(heads, np.nan)
-    sigma1_k = np.full(k.shape[0], np.nan)
-    eigenvalues = np.full((heads, d_q), np.nan, dtype=np.complex128)
-    for pair in _pairs(q, k):
-        h, size = pair.head, pair.size_q * pair.size_k
-        sigma[h] = _core_values(pair.r, pair.s) * size
-        sigma1_q[h] = _top_singular_value(pair.r) * pair.size_q
-        if np.isnan(sigma1_k[h // group]):
-            sigma1_k[h // group] = _top_singular_value(pair.s) * pair.size_k
-        if q.shape[2] == k.shape[2]:
-            c = pair.w_k @ pair.w_q.T
-            trace[h] = np.trace(c) * size
-            eigenvalues[h] = np.linalg.eigvals(c) * size
-    return Spectra(sigma, sigma1_q, sigma1_k, trace, eigenvalues)
+    size_q, size_k = np.array([_size(w) for w in q]), np.array([_size(w) for w in k])
+    weights = Weights(q, k, size_q, size_k, gain_q, gain_k)
+    return finish(weights, products(weights))
+
+
+def products(weights: Weights) -> Products:
+    """Pass once over the weights. float32 weights of ordinary size are multiplied as they are where 1e-7 will do."""
+    heads, d_q, _ = weights.q.shape
+    made = Products(*(np.zeros((n, d_q, d_q)) for n in (heads, len(weights.k), heads)), *np.zeros((3, heads)))
+    for g in np.flatnonzero(np.isfinite(weights.size_k)):
+        _add_group(made, weights, int(g), np.flatnonzero(weights.good & (weights.owner == g)))
+    return made
+
+
+def finish(weights: Weights, made: Products) -> Spectra:
+    """Return the spectra from the products; the weights are read again only for heads that need QR."""
+    good, owner = weights.good, weights.owner
+    heads, d_q, _ = weights.q.shape
+    size = np.where(good, weights.size_q, np.nan) * weights.size_k[owner]
+    lam_q, lam_k = (np.asarray(np.linalg.eigvalsh(gram), np.float64) for gram in (made.gram_q, made.gram_k))
+    order = _order(made, owner, good)
+    lower_q = _lower(weights.q, weights.size_q, made.gram_q, lam_q, order[owner])
+    lower_k = _lower(weights.k, weights.size_k, made.gram_k, lam_k, order)
+    sigma = np.asarray(np.linalg.svd(lower_q.transpose(0, 2, 1) @ lower_k[owner], compute_uv=False))
+    sigma[:, min(weights.q.shape[2], weights.k.shape[2], d_q) :] = 0.0
+    frobenius = np.sqrt(np.sum(sigma**2, axis=1))
+    plain = weights.gain_q is None and weights.gain_k is None
+    unknown = np.full(heads, np.nan)
+    eigenvalues = np.linalg.eigvals(made.cross).astype(np.complex128) if weights.square else unknown[:, None] * sigma
+    return Spectra(
+        sigma * size[:, None],
+        np.sqrt(np.maximum(lam_q[:, -1], 0.0)) * np.where(good, weights.size_q, np.nan),
+        np.sqrt(np.maximum(lam_k[:, -1], 0.0)) * weights.size_k,
+        made.trace * size if weights.square else unknown,
+        eigenvalues * size[:, None],
+        (frobenius if plain else made.gained) * size,
+        (made.trace if plain else made.gained_trace) * size if weights.square else unknown,
+    )
+
+
+def _add_group(made: Products, weights: Weights, g: int, members: NDArray[np.intp]) -> None:
+    """Fill in the products of key head g and its query heads, a panel of columns at a time."""
+    d_q = weights.q.shape[1]
+    single, gains = _is_single(weights, g, members), weights.gain_q is not None or weights.gain_k is not None
+    gained_k, gained_q = np.zeros((d_q, d_q)), np.zeros((len(members), d_q, d_q))
+    for start in range(0, max(weights.q.shape[2], weights.k.shape[2]), PANEL):
+        at = slice(start, start + PANEL)
+        key = _Panel.of(weights.k[g], weights.size_k[g], weights.gain_k, at, single=single)
+        made.gram_k[g] += key.unit @ key.unit.T
+        if gains:
+            gained_k += key.gained @ key.gained.T
+        gained_unit = _times_gains(weights, key.unit, at)
+        for i, h in enumerate(members):
+            query = _Panel.of(weights.q[h], weights.size_q[h], weights.gain_q, at, single=single)
+            made.gram_q[h] += query.unit @ query.unit.T
+            if gains:
+                gained_q[i] += query.gained @ query.gained.T
+            if weights.square:
+                made.cross[h] += key.plain @ query.plain.T
+                made.trace[h] += np.vdot(query.unit, key.unit)
+                made.gained_trace[h] += np.vdot(query.unit, gained_unit)
+    if single:  # panels were multiplied as they are
+        made.cross[members] /= (weights.size_q[members] * weights.size_k[g])[:, None, None]
+        gained_k /= weights.size_k[g] ** 2
+        gained_q /= weights.size_q[members, None, None] ** 2
+    made.gained[members] = np.sqrt(np.maximum(np.sum(gained_q * gained_k, axis=(1, 2)), 0.0))
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """One query head with its key head, each divided by its largest element, and their triangular factors."""
+class _Panel:
+    """Some columns of one head's weights: in units of its size, and as they are multiplied, without and with gains."""
 
-    head: int
-    w_q: F64  # (d_q, d)
-    w_k: F64  # (d_q, d')
-    size_q: float
-    size_k: float
-    r: F64  # (min(d, d_q), d_q)
-    s: F64  # (min(d', d_q), d_q)
+    unit: F64
+    plain: Array
+    gained: Array
 
-
-def _pairs(q: Array, k: Array) -> Iterator[_Pair]:
-    """Yield every head whose weights are finite, the key factored once for its group."""
-    group = q.shape[0] // k.shape[0]
-    for g in range(k.shape[0]):
-        w_k, size_k = _unit(k[g])
-        queries = [(h, *_unit(q[h])) for h in range(g * group, (g + 1) * group)]
-        queries = [entry for entry in queries if np.isfinite(entry[2])]
-        if not np.isfinite(size_k) or not queries:
-            continue
-        # The order of the d_q coordinates does not change M. Largest first makes the triangles graded, and then the
-        # least singular values of the core keep their digits: 4e-8 became 6e-16 on a planted condition of 1e13.
-        weight = _row_norms(w_k) * np.sqrt(sum(_row_norms(w_q) ** 2 for _, w_q, _ in queries))
-        order = np.argsort(-weight, kind="stable")
-        w_k = w_k[order]
-        s = _triangle(w_k)
-        for h, unordered, size_q in queries:
-            w_q = unordered[order]
-            yield _Pair(h, w_q, w_k, size_q, size_k, _triangle(w_q), s)
+    @classmethod
+    def of(cls, w: Array, size: float, gain: Array | None, at: slice, *, single: bool) -> "_Panel":
+        unit = w[:, at].astype(np.float64)
+        if size != 1.0:
+            unit *= 1.0 / size
+        plain = w[:, at] if single else unit
+        if gain is None:
+            return cls(unit, plain, plain)
+        return cls(unit, plain, plain * gain[at].astype(plain.dtype, copy=False))
 
 
-def _unit(w: Array) -> tuple[F64, float]:
-    """Return (w / size, size) in float64 with size the largest absolute element, which is NaN or Inf if any element is.
+def _times_gains(weights: Weights, key: F64, at: slice) -> F64:
+    """Return some columns of W_k times γ_q γ_k, where M is square."""
+    for gain in (weights.gain_q, weights.gain_k) if weights.square else ():
+        key = key if gain is None else key * gain[at].astype(np.float64)
+    return key
 
-    Without it, weights near 1e-200 or 1e200 would leave float64 when they are multiplied.
+
+def _is_single(weights: Weights, g: int, members: NDArray[np.intp]) -> bool:
+    sizes = [weights.size_k[g], *weights.size_q[members]]
+    sizes += [_size(gain) for gain in (weights.gain_q, weights.gain_k) if gain is not None]
+    ordinary = all(ORDINARY[0] <= size <= ORDINARY[1] for size in sizes)
+    return ordinary and weights.q.dtype == weights.k.dtype == np.float32
+
+
+def _size(w: Array) -> float:
+    """Return the power of two just above the largest absolute element of w, 1 for zeros, NaN if any is not finite.
+
+    Divided by it (exactly), weights near 1e-200 or 1e200 stay within float64 when they are multiplied.
     """
-    size = max(float(w.max()), -float(w.min()))  # NaN passes through max() and min() of an array
-    if not np.isfinite(size) or size == 0.0:
-        return np.zeros(w.shape), size
-    return np.asarray(w, dtype=np.float64) / size, size
+    top = max(float(w.max()), -float(w.min()))  # NaN passes through max() and min() of an array
+    if not np.isfinite(top):
+        return float("nan")
+    exponent = int(np.frexp(top)[1])
+    return float(2.0 ** min(max(exponent, -1000), 1000))
+
+
+def _order(made: Products, owner: NDArray[np.intp], good: Flags) -> NDArray[np.intp]:
+    """Return (kv_heads, d_q), the order of the coordinates by falling size of their rows in a group's weights.
+
+    The order of the d_q coordinates does not change M. Largest first makes the triangles graded, and then the least
+    singular values of the core keep their digits: 4e-8 became 6e-16 on a planted condition of 1e13.
+    """
+    queries = np.zeros(made.gram_k.shape[:2])
+    np.add.at(queries, owner[good], np.einsum("hii->hi", made.gram_q[good]))
+    weight = np.sqrt(np.einsum("hii->hi", made.gram_k) * queries)
+    return np.argsort(-weight, axis=1, kind="stable")
+
+
+def _lower(w: Array, size: F64, gram: F64, lam: F64, order: NDArray[np.intp]) -> F64:
+    """Return L (n, d_q, d_q) = R' of the triangular factors of each w' with its rows in ``order``."""
+    lower = np.zeros(gram.shape)
+    sure = lam[:, 0] > WELL_CONDITIONED * lam[:, -1]
+    rows, columns = order[sure][:, :, None], order[sure][:, None, :]
+    lower[sure] = np.linalg.cholesky(gram[np.flatnonzero(sure)[:, None, None], rows, columns])
+    for h in np.flatnonzero(~sure & (lam[:, -1] > 0)):
+        r = _triangle(w[h][order[h]].astype(np.float64) * (1.0 / size[h]))
+        lower[h, :, : len(r)] = r.T
+    return lower
 
 
 def _triangle(w: F64) -> F64:
     """Return R (min(d, d_q), d_q) of the thin QR factorisation of w' for w (d_q, d)."""
-    d_q, d = w.shape
-    rank = min(d_q, d)
-    packed, _, info = lapack.dgeqrt(min(QR_BLOCK, rank), w.T)
+    if w.size < SMALL_QR:
+        return np.asarray(np.linalg.qr(w.T, mode="r"))
+    from scipy.linalg import lapack
+
+    rank = min(w.shape)
+    packed, _, info = lapack.dgeqrt(min(QR_BLOCK, rank), w.T, overwrite_a=True)
     if info != 0:  # only for an illegal argument: never seen, and not to be passed over
         raise FloatingPointError(f"LAPACK dgeqrt failed with info {info}")
     r: F64 = np.triu(packed[:rank])
     return r
-
-
-def _core_values(r: F64, s: F64) -> F64:
-    """Return the singular values of the core r s', padded with zeros to d_q."""
-    core = r @ s.T
-    values = np.zeros(r.shape[1])
-    values[: min(core.shape)] = np.linalg.svd(core, compute_uv=False)
-    return values
-
-
-def _top_singular_value(r: F64) -> float:
-    """Return the spectral norm of r (r, d_q): for the top eigenvalue alone a Gram matrix is exact."""
-    n = r.shape[0]
-    top, _, _, _, info = lapack.dsyevr(r @ r.T, compute_v=0, range="I", il=n, iu=n)
-    if info != 0:
-        raise FloatingPointError(f"LAPACK dsyevr failed with info {info}")
-    return float(np.sqrt(max(top[0], 0.0)))
-
-
-def _row_norms(w: F64) -> F64:
-    return np.sqrt(np.einsum("ij,ij->i", w, w))
