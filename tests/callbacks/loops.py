@@ -15,7 +15,7 @@ TINY = TrainConfig(layers=2, heads=2, width=32, context=16, vocab=64)
 
 
 class Loop:
-    """A training loop that knows nothing of the monitor: AdamW on random tokens, with dropout to draw on the generator."""
+    """A loop that knows nothing of the monitor: AdamW on random tokens, with dropout, which draws random numbers."""
 
     def __init__(self, lr=1e-2, seed=0, config=TINY):
         self.config = gpt.config_json(config)
@@ -31,10 +31,10 @@ class Loop:
         loss.backward()
         self.optimizer.step()
 
-    def save(self, folder, step):
+    def save(self, folder, step, tensors=None):
         target = folder / f"step-{step:06d}"
         target.mkdir(parents=True)
-        tensors = {name: t.detach().clone().contiguous() for name, t in self.model.state_dict().items()}
+        tensors = {name: t.detach().clone().contiguous() for name, t in (tensors or self.model.state_dict()).items()}
         save_file(tensors, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps(self.config))
         return target

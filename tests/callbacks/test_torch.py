@@ -31,7 +31,7 @@ def test_the_same_readings_verdicts_and_run_state_as_of_the_checkpoints_saved(tm
             judgements.append(judgement)
             loop.save(tmp_path / "run", step)
             report = analyze([tmp_path / "run"])
-            assert judgement.state == next(iter(report.states.values()))
+            assert repr(judgement.state) == repr(*report.states.values())  # nan is nan
     assert judgements[-1].state.verdict == "lost"
     assert judgements[-1].state.turned == 8
     assert judgements[0].state.verdict == "sound"
@@ -73,7 +73,7 @@ def test_wrapped_models_keep_their_names(wrap, tmp_path):
 
 def train(*, watched, steps=6):
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the state that a user's own code may draw on
     random.seed(0)
     loop = Loop()
     loop.model.train()
@@ -87,7 +87,7 @@ def train(*, watched, steps=6):
         assert all(weight.grad is kept for weight, kept in zip(loop.model.parameters(), gradients, strict=True))
     modes = [module.training for module in loop.model.modules()]
     wanted = [weight.requires_grad for weight in loop.model.parameters()]
-    draws = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+    draws = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002 - as above
     return {n: t.clone() for n, t in loop.model.state_dict().items()}, modes, wanted, draws, torch.is_grad_enabled()
 
 
