@@ -10,11 +10,11 @@ POST = InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNor
 BERT = Layout(
     "bert",
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie", "layoutlm", "markuplm",
-     "roc_bert", "splinter", "mobilebert_", "dpr", "tapas", "visual_bert", "big_bird", "rembert", "luke_", "canine_", "git", "ibert_"),
+     "roc_bert", "splinter", "mobilebert_", "dpr", "tapas", "visual_bert", "big_bird", "luke_", "canine_", "git", "ibert_"),
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"), full=True, kv_heads=(), head_dim=(),
     norm=POST, by_name=True,
 )
-PRE_LN = InputNorm("encoder.layer.{}.attention.self_attn_layer_norm")
+EMBEDDED = ("encoder.layernorm_embedding", "decoder.layernorm_embedding")
 
 
 def like_bert(name: str, *model_types: str, **facts: object) -> Layout:
@@ -22,24 +22,26 @@ def like_bert(name: str, *model_types: str, **facts: object) -> Layout:
     return replace(BERT, **{"name": name, "model_types": model_types or (name,), "by_name": False, **facts})  # type: ignore[arg-type]
 
 
-def pair(name: str, model_types: tuple[str, ...], *, post: bool, **facts: object) -> tuple[Layout, ...]:
+def pair(name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "encoder_attn", first: tuple[str, str] = EMBEDDED, **facts: object) -> tuple[Layout, ...]:
     """Return the three rows of an encoder and a decoder with the names of BART.
 
     Args:
         name, model_types: as in Layout.
+        cross: what the decoder calls its attention to the encoder.
+        first: the norms that feed the first layer of each where ``post`` ("" where none does).
         post: whether the norms stand after attention and MLP (BART, Marian) or before them (mBART, Whisper).
         facts: what else differs, for all three.
     """
-    rows = []
-    for block, side, attention in (("encoder.self", "encoder", "self_attn"), ("decoder.self", "decoder", "self_attn"), ("decoder.cross", "decoder", "encoder_attn")):
+    rows, firsts = [], dict(zip(("encoder", "decoder"), first, strict=True))
+    for block, side, attention in (("encoder.self", "encoder", "self_attn"), ("decoder.self", "decoder", "self_attn"), ("decoder.cross", "decoder", cross)):
         before = InputNorm(f"{side}.layers.{{}}.{attention}_layer_norm")
-        after = InputNorm(f"{side}.layers.{{}}.final_layer_norm", first=f"{side}.layernorm_embedding")
-        cross = attention == "encoder_attn"
-        inside = InputNorm("decoder.layers.{}.self_attn_layer_norm") if cross else after
-        keys = InputNorm("encoder.layers.{}.final_layer_norm" if post else "encoder.layer_norm", last=True) if cross else None
+        after = InputNorm(f"{side}.layers.{{}}.final_layer_norm", first=firsts[side])
+        other = attention == cross
+        inside = InputNorm("decoder.layers.{}.self_attn_layer_norm") if other else after
+        keys = InputNorm("encoder.layers.{}.final_layer_norm" if post else "encoder.layer_norm", last=True) if other else None
         row = Layout(
             name, model_types, Separate(f"{side}.layers.{{}}.{attention}.q_proj", f"{side}.layers.{{}}.{attention}.k_proj"), block,
-            heads=(f"{side}_attention_heads", "num_attention_heads"), kv_heads=(), head_dim=(), full=not cross,
+            heads=(f"{side}_attention_heads", "num_attention_heads"), kv_heads=(), head_dim=(), full=not other,
             norm=inside if post else before, k_norm=keys, causal=block == "decoder.self",
         )
         rows.append(replace(row, **facts))  # type: ignore[arg-type]
@@ -64,6 +66,7 @@ def t5(name: str, model_types: tuple[str, ...], encoder: str = "SelfAttention") 
 
 ENCODERS = (
     BERT,
+    like_bert("rembert", norm=replace(POST, first="")),
     like_bert("megatron-bert", norm=InputNorm("encoder.layer.{}.attention.ln")),
     like_bert("roberta-prelayernorm", norm=InputNorm("encoder.layer.{}.attention.LayerNorm")),
     like_bert("xlm-roberta-xl", norm=InputNorm("encoder.layer.{}.attention.self_attn_layer_norm")),
@@ -94,8 +97,10 @@ ENCODERS = (
       for pre, norm in ((False, InputNorm("encoder.layers.{}.final_layer_norm", first="encoder.layer_norm")),
                         (True, InputNorm("encoder.layers.{}.layer_norm")))),
     # encoder and decoder
-    *pair("bart", ("bart", "marian", "mvp", "plbart", "blenderbot-small", "led_"), post=True),
-    *pair("mbart", ("mbart", "pegasus", "blenderbot", "m2m_100", "nllb-moe", "speech_to_text", "whisper", "bigbird_pegasus_"), post=False),
+    *pair("bart", ("bart", "marian", "mvp", "plbart"), post=True),
+    *pair("blenderbot-small", ("blenderbot-small",), post=True, first=("encoder.layernorm_embedding", "")),
+    *pair("mbart", ("mbart", "pegasus", "blenderbot", "m2m_100", "speech_to_text", "whisper"), post=False),
+    *pair("nllb-moe", ("nllb-moe",), post=False, cross="cross_attention"),
     *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "udop", "pop2piano", "longt5")),
 )
 # fmt: on

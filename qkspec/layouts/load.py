@@ -5,7 +5,7 @@ import numpy as np
 from qkspec.checkpoints.store import Checkpoint, Store
 from qkspec.errors import LayoutError
 from qkspec.layouts import facts
-from qkspec.layouts.cut import Rows, as_matrix, latent_keys, latent_queries, parts_of, span, spread
+from qkspec.layouts.cut import Rows, as_matrix, latent_keys, latent_queries, parts_of, span, spread, take
 from qkspec.layouts.heads import group_count
 from qkspec.layouts.layout import InputNorm, Latent, QKNormAt, Separate
 from qkspec.layouts.modules import Module, Plan
@@ -66,7 +66,7 @@ def _weights(store: Store, module: Module) -> tuple[Array, Array]:
         q, k = both[: q_rows.size], both[q_rows.size :]
     elif q_name == k_name:
         whole = as_matrix(store.read(q_name), row)
-        q, k = whole[q_rows], whole[k_rows]
+        q, k = take(whole, q_rows), take(whole, k_rows)
     else:
         q, k = _rows(store, q_name, q_rows, module), _rows(store, k_name, k_rows, module)
     return q.reshape(counts.heads, counts.d_q, -1), k.reshape(counts.kv_heads, counts.d_q, -1)
@@ -81,11 +81,11 @@ def _rows(store: Store, name: str, rows: Rows, module: Module) -> Array:
     )
     stretch = span(rows) if plain else None
     if stretch is not None and stretch != slice(0, store.shape(name)[0]):
-        return as_matrix(store.read(name, rows=stretch), row)[rows - stretch.start]
+        return take(as_matrix(store.read(name, rows=stretch), row), rows - stretch.start)
     whole = as_matrix(store.read(name), row)
     if groups is not None:
         whole = spread(whole, group_count(module.config, groups, is_key=name == module.roles["k"]))
-    return whole[rows]
+    return take(whole, rows)
 
 
 def _biases(store: Store, module: Module) -> tuple[Array | None, Array | None]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-ATTENTION = re.compile(r"Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn")
+ATTENTION = re.compile(r"^(?!.*(Lightning|Linear|Kimi)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn)")
 NORM = re.compile(r"Norm(\d[dD])?$")
 PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.baddbmm, torch.Tensor.bmm}
 
@@ -42,6 +42,7 @@ class Caught:
     factor: float | None
     natural: torch.Tensor
     natural_y: torch.Tensor
+    tokens: int
     scores: torch.Tensor | None = None
     normed: list[str] = field(default_factory=list)
 
@@ -109,7 +110,7 @@ class Watch(TorchFunctionMode):
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
             return
         self.caught[name] = Caught(
-            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), normed=list(self.normed.get(owner, []))
+            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), x.shape[-2], normed=list(self.normed.get(owner, []))
         )
 
     def softmax(self, scores) -> None:
@@ -137,6 +138,8 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
         return q.transpose(1, 2).reshape(batch * tokens, q.shape[1], -1).double().clone()
     if q.ndim == 4 and q.shape[0] * q.shape[2] == batch * tokens:
         return q.transpose(1, 2).reshape(batch * tokens, q.shape[1], -1).double().clone()
+    if q.ndim == 3 and q.shape[1] == 1 and q.shape[0] % (batch * tokens) == 0:
+        return q.reshape(batch * tokens, -1, q.shape[-1]).double().clone()
     if q.ndim == 3 and q.shape[1] == tokens and q.shape[0] % batch == 0:
         return q.reshape(batch, -1, tokens, q.shape[-1]).transpose(1, 2).reshape(batch * tokens, -1, q.shape[-1]).double().clone()
     return None
@@ -157,6 +160,7 @@ def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION) -> 
             elif NORM.search(type(module).__name__):
                 stack.callback(neutral(module, watch))
         stack.enter_context(through_interface(watch))
+        stack.enter_context(through_torch())
         stack.enter_context(watch)
         yield watch
 
@@ -253,6 +257,20 @@ def through_interface(watch: Watch) -> Iterator[None]:
         AttentionInterface.get_interface = plain
 
 
+@contextmanager
+def through_torch() -> Iterator[None]:
+    """Let torch.nn.MultiheadAttention show the products inside it instead of being one opaque call."""
+    functional, fast = torch.nn.functional, torch.backends.mha.get_fastpath_enabled()
+    plain = functional.has_torch_function
+    torch.backends.mha.set_fastpath_enabled(value=False)
+    functional.has_torch_function = lambda *_: False
+    try:
+        yield
+    finally:
+        functional.has_torch_function = plain
+        torch.backends.mha.set_fastpath_enabled(value=fast)
+
+
 @dataclass(frozen=True)
 class Map:
     """The affine maps of one module: q = wq x + bq, k = wk y + bk, and the factor on q'k."""
@@ -266,8 +284,18 @@ class Map:
     normed: tuple[str, ...]
 
 
-def regress(caught: Caught) -> Map:
-    """Return the maps; AssertionError where q or k is no affine function of the input."""
+def regress(caught: Caught, *, first_token: bool = False) -> Map:
+    """Return the maps; AssertionError where q or k is no affine function of the input.
+
+    Args:
+        caught: an attention call.
+        first_token: use only each sequence's first token, the one that rotary position leaves alone.
+    """
+    if first_token:
+        for name in ("x", "y", "q", "k", "natural", "natural_y"):
+            setattr(caught, name, getattr(caught, name)[:: caught.tokens])
+        if caught.scores is not None:
+            caught.scores = caught.scores[:: caught.tokens]
     wq, natural_y = affine(caught.x, caught.q), caught.natural_y
     try:
         wk = affine(caught.y, caught.k)

@@ -49,7 +49,10 @@ class Case:
         auto: which Auto class builds it.
         feed: extra inputs by name: a shape of floats, or a tensor; None leaves an input out.
         unread: how many of the attention calls that run are knowingly not in the table.
-        own: own random weights per parameter name part, where the generic ones break the model.
+        unrun: how many of the modules that are read do not run on these inputs.
+        first_token: compare on the first token of each sequence only (images with rotary position).
+        batch: how many images or sounds are fed.
+        norms: False where the input norm differs between calls of shared weights.
     """
 
     name: str
@@ -58,6 +61,10 @@ class Case:
     auto: str = "AutoModel"
     feed: dict[str, Any] = field(default_factory=dict)
     unread: int = 0
+    unrun: int = 0
+    first_token: bool = False
+    norms: bool = True
+    batch: int = 8
 
 
 def shrink(config: dict[Any, Any]) -> dict[Any, Any]:
@@ -68,6 +75,8 @@ def shrink(config: dict[Any, Any]) -> dict[Any, Any]:
             small[key] = shrink(value)
         elif key in SIZE and isinstance(value, int) and not isinstance(value, bool):
             small[key] = SIZE[key]
+        elif key in ("image_size", "patch_size") and isinstance(value, list):
+            small[key] = [SIZE[key]] * len(value)
         elif key == "layer_types" and isinstance(value, list):
             small[key] = sorted(set(value), reverse=True)[:2] if len(set(value)) > 1 else value[:2]
         elif key == "mlp_layer_types" and isinstance(value, list):
@@ -125,13 +134,13 @@ def inputs(model: torch.nn.Module, case: Case) -> dict[str, Any]:
     ids = torch.randint(6, 60, (48, 1), generator=torch.Generator().manual_seed(1))
     fed: dict[str, Any] = {}
     if main == "input_values":
-        fed["input_values"] = floats(8, 2000)
+        fed["input_values"] = floats(case.batch, 2000)
     elif main == "input_features":
-        fed["input_features"] = floats(16, getattr(model.config, "num_mel_bins", 80), 2 * getattr(model.config, "max_source_positions", 64))
+        fed["input_features"] = floats(case.batch, getattr(model.config, "num_mel_bins", 80), 2 * getattr(model.config, "max_source_positions", 64))
     elif main == "pixel_values" or "input_ids" not in taken:
         size = model.config.to_dict().get("image_size", 16)
         size = size if isinstance(size, int) else size[0]
-        fed["pixel_values"] = floats(8, model.config.to_dict().get("num_channels", 3), size, size)
+        fed["pixel_values"] = floats(case.batch, model.config.to_dict().get("num_channels", 3), size, size)
     else:
         fed["input_ids"] = ids
     if "decoder_input_ids" in taken:
