@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from qkspec.errors import UsageError
+from qkspec.optim.sigma_reparam import SigmaReparam
 from qkspec.train import data
 from qkspec.train.config import TrainConfig
 from qkspec.train.models import registry
@@ -39,8 +41,25 @@ def build(config: TrainConfig) -> Lab:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = registry.module(config.model).build(config).to(device)
+    if config.reparam == "sigma":
+        reparametrise(model, config.seed)
     forward = torch.compile(model) if config.compile else model
     return Lab(config, model, forward, make_optimizer(model, config), material, device)
+
+
+def reparametrise(model: nn.Module, seed: int) -> tuple[str, ...]:
+    """Put σReparam on every linear layer, GPT-2's transposed ones too, and return their names.
+
+    A weight that is an embedding as well stays as it is.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    layers = []
+    for name, module in list(model.named_modules()):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 2 and id(weight) not in embeddings:
+            parametrize.register_parametrization(module, "weight", SigmaReparam(weight.detach(), seed=seed))
+            layers.append(name)
+    return tuple(layers)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -31,11 +31,11 @@ def probe(lab: Lab) -> dict[str, Any]:
     ``tensors`` holds, for AdamW², each bounded matrix's σ1, update and effective learning rate of the last step.
     A number that is not finite is None.
     """
+    lab.model.eval()  # first: in training mode, reading a weight of σReparam moves its vectors
     parts = registry.module(lab.config.model).anatomy(lab.model)
     x, y = (rows[:SEQUENCES].to(lab.device) for rows in lab.data.batch("validation", _STEP, 0))
     inputs: dict[int, Tensor] = {}
     seen: dict[int, Tensor] = {}
-    lab.model.eval()
     with ExitStack() as hooks, torch.enable_grad():
         for i, part in enumerate(parts):
             hooks.enter_context(_Hook(part.block, _keep(inputs, i, with_grad=True)))

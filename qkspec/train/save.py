@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qkspec.errors import CheckpointError, OutputError
+from qkspec.optim.sigma_reparam import fold
 from qkspec.train import state
 from qkspec.train.config import TrainConfig
 from qkspec.train.lab import Lab
@@ -77,9 +78,12 @@ def restore(lab: Lab, run: Path) -> Path | None:
     for folder in reversed(checkpoints(run).values()):
         if (folder / RESUME).is_file():
             saved = state.load(folder / RESUME)
-            weights = saved["weights"] if saved["weights"] is not None else _weights_of(folder)
+            whole = saved["weights"]
             try:
-                lab.model.load_state_dict(weights, strict=not _tied(lab.config))
+                if whole is None:
+                    lab.model.load_state_dict(load_file(folder / WEIGHTS), strict=not _tied(lab.config))
+                else:
+                    lab.model.load_state_dict(whole)
                 lab.optimizer.load_state_dict(saved["optimizer"])
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
@@ -97,8 +101,8 @@ def tidy(run: Path) -> None:
 
 
 def weights(lab: Lab) -> dict[str, Tensor]:
-    """Return the model's weights under their published names, on the CPU, float32."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in lab.model.state_dict().items()}
+    """Return the model's weights under their published names, on the CPU, float32; σReparam is folded into them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in fold(lab.model.state_dict()).items()}
     if _tied(lab.config):
         del tensors["lm_head.weight"]
     return tensors
@@ -116,7 +120,7 @@ def _write(lab: Lab, folder: Path, last: Step) -> None:
         kept = {name: tensor for name, tensor in tensors.items() if module.attention_weight(name, config)}
     if config.save_dtype == "bfloat16":
         kept = {name: tensor.to(torch.bfloat16) for name, tensor in kept.items()}
-    exact = config.keep == "all" and config.save_dtype == "float32"
+    exact = config.keep == "all" and config.save_dtype == "float32" and config.reparam == "none"
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, module.config_json(config) | {"dtype": config.save_dtype})
     record = {"global_step": lab.step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
@@ -124,7 +128,11 @@ def _write(lab: Lab, folder: Path, last: Step) -> None:
     write_json(folder / TRAINER, record | {"train_config": config.as_dict()})
     if not config.full_states:
         return
-    saved = {"step": lab.step, "weights": None if exact else tensors, "optimizer": lab.optimizer.state_dict()}
+    saved = {
+        "step": lab.step,
+        "weights": None if exact else lab.model.state_dict(),
+        "optimizer": lab.optimizer.state_dict(),
+    }
     state.dump(saved, folder / RESUME)
 
 
@@ -143,10 +151,6 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     folder.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _weights_of(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / WEIGHTS)
 
 
 def _tied(config: TrainConfig) -> bool:

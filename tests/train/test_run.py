@@ -30,9 +30,18 @@ def _losses(folder: Path) -> list[tuple[int, float | None]]:
     return [(r["step"], r.get("loss")) for r in save.lines(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw2"])
-def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(tiny: TrainConfig, tmp_path: Path, optimizer: str) -> None:
-    config = dataclasses.replace(tiny, optimizer=optimizer)
+KINDS: dict[str, dict[str, object]] = {
+    "adamw": {"optimizer": "adamw"},
+    "adamw2": {"optimizer": "adamw2"},
+    "tied": {"tied": True, "clip": 0.5, "accumulate": 2},
+    "sigma": {"optimizer": "adamw", "reparam": "sigma", "qk_norm": True},
+    "slim": {"keep": "attention", "save_dtype": "bfloat16", "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_at_any_step_and_resumed_ends_the_same(tiny: TrainConfig, tmp_path: Path, kind: str) -> None:
+    config = dataclasses.replace(tiny, **KINDS[kind])
     list(runs.run(config, tmp_path / "whole", Stop()))
     broken = tmp_path / "broken"
     for when in (3, 4, 9, 12):
@@ -59,7 +68,11 @@ def test_rows_after_the_newest_checkpoint_are_written_again(tiny: TrainConfig, t
     assert [s for s, _ in _losses(folder)] == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_evaluating_probing_and_saving_more_often_changes_no_weight(tiny: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reparam", ["none", "sigma"])
+def test_evaluating_probing_and_saving_more_often_changes_no_weight(
+    tiny: TrainConfig, tmp_path: Path, reparam: str
+) -> None:
+    tiny = dataclasses.replace(tiny, reparam=reparam)
     loud = dataclasses.replace(tiny, eval_every=1, save_every=1, probe_every=1)
     list(runs.run(tiny, tmp_path / "quiet", Stop()))
     list(runs.run(loud, tmp_path / "loud", Stop()))
