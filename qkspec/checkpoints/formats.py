@@ -47,7 +47,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one checkpoint lies: some files of a folder, in one format (a lone file's content has the last word)."""
+    """Where one checkpoint lies: some files of a folder, in one format."""
 
     folder: Folder
     files: tuple[str, ...]
@@ -62,23 +62,12 @@ def find_place(folder: Folder) -> Place | None:
     return None
 
 
-def place_of_file(folder: Folder, name: str) -> Place:
-    """Return the checkpoint that a file is, told by its content and never by its suffix.
+def open_place(place: Place) -> Opened:
+    """Open a checkpoint: headers only.
 
     Raises:
-        CheckpointError: it is of no format that is read, with what to do where the format is known.
+        CheckpointError: it is damaged, or of no format that is read, with what to do where the format is known.
     """
-    if name.endswith(".index.json"):
-        return Place(folder, (name,), SAFETENSORS if ".safetensors." in name else TORCH)
-    with closing(folder.blob(name)) as blob:
-        form = _sniff(blob)
-    return Place(folder, (name,), form)
-
-
-def open_place(place: Place) -> Opened:
-    """Open a checkpoint. A lone file is opened as what it contains, whatever its suffix says."""
-    if len(place.files) == 1 and place.format in (SAFETENSORS, TORCH):
-        place = place_of_file(place.folder, place.files[0])
     return place.format.open(place.folder, place.files)
 
 
@@ -129,38 +118,29 @@ def _find(suffixes: tuple[str, ...], usual: tuple[str, ...], folder: Folder) -> 
     return files if len(files) == 1 else ()
 
 
-def _open_safetensors(folder: Folder, files: tuple[str, ...]) -> Opened:
-    return Opened(_open_files("safetensors", SafetensorsStore, folder, files), {})
-
-
-def _open_torch(folder: Folder, files: tuple[str, ...]) -> Opened:
+def _open_files(folder: Folder, files: tuple[str, ...]) -> Opened:
+    """Open a file, an index or a set of shards; each file as what it contains, whatever its suffix says."""
     states: list[State] = []
 
-    def open_blob(blob: Blob) -> Store:
-        file = TorchFile(blob)
-        states.append(find_state(file.root, blob.path))
-        return TorchStore(file, states[-1].tensors)
-
-    store = _open_files("torch", open_blob, folder, files)
-    if len(states) != 1:
-        return Opened(store, {})
-    return Opened(store, states[0].config, states[0].architecture, states[0].step)
-
-
-def _open_files(name: str, open_blob: Callable[[Blob], Store], folder: Folder, files: tuple[str, ...]) -> Store:
-    def open_file(file: str) -> Store:
-        blob = folder.blob(file)
+    def open_file(name: str) -> Store:
+        blob = folder.blob(name)
         try:
-            return open_blob(blob)
+            if _is_safetensors(blob):
+                return SafetensorsStore(blob)
+            file = TorchFile(blob)
+            states.append(find_state(file.root, blob.path))
+            return TorchStore(file, states[-1].tensors)
         except BaseException:
             blob.close()
             raise
 
+    form = "safetensors" if ".safetensors" in files[0] else "torch"
     if files[0].endswith(".index.json"):
-        return UnionStore(name, folder.join(files[0]), read_index(folder, files[0]), open_file)
+        return Opened(UnionStore(form, folder.join(files[0]), read_index(folder, files[0]), open_file), {})
     if len(files) > 1:
-        return unite(name, folder, files, open_file)
-    return open_file(files[0])
+        return Opened(unite(form, folder, files, open_file), {})
+    store = open_file(files[0])
+    return Opened(store, states[0].config, states[0].architecture, states[0].step) if states else Opened(store, {})
 
 
 # How files begin that people point us at, what they are, and what to do instead.
@@ -190,14 +170,15 @@ _KNOWN = (
 )
 
 
-def _sniff(blob: Blob) -> Format:
+def _is_safetensors(blob: Blob) -> bool:
+    """Tell the two containers apart by their first bytes; CheckpointError when it is neither."""
     head = bytes(blob.read(0, min(blob.size, 512)))
     if not head:
         _refuse(blob, "is empty", "the save or the copy did not finish")
     if head.startswith((b"PK\x03\x04", LEGACY)):
-        return TORCH
+        return False
     if len(head) > 8 and head[8:9] == b"{":
-        return SAFETENSORS
+        return True
     for pattern, what, then in _KNOWN:
         if re.match(pattern, head, re.I | re.S):
             _refuse(blob, what, then)
@@ -214,16 +195,16 @@ _BINARIES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".pt.tar", ".pth.tar")
 SAFETENSORS = Format(
     "safetensors",
     partial(_find, (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
-    _open_safetensors,
+    _open_files,
     partial(_candidates, (".safetensors",)),
 )
 TORCH = Format(
     "torch",
     partial(_find, _BINARIES, ("pytorch_model.bin",)),
-    _open_torch,
+    _open_files,
     partial(_candidates, _BINARIES),
 )
-DEEPSPEED = Format("torch", deepspeed.find, _open_torch)
+DEEPSPEED = Format("torch", deepspeed.find, _open_files)
 DCP = Format("dcp", dcp.find, lambda folder, _: Opened(dcp.DcpStore(folder), {}))
 
 # In order of preference: where a folder holds one model in several containers, the first of these is read.

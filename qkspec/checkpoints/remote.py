@@ -29,10 +29,12 @@ _WEB_NAMES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     ".metadata",
-    *CONFIGS,
-    *STATES,
+    *CONFIGS[:2],
+    *STATES[:1],
 )
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|th|index\.json)$", re.I)
+# These file systems fetch a whole file to cut a range out of it, unless it is opened without a cache.
+_BY_FILE = ("http", "https", "hf")
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
 
 
@@ -49,8 +51,6 @@ class RemoteBlob(Blob):
         info = _attempt(url, lambda: _filesystem(_protocol(url)).info(_inside(url)))
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise CheckpointError(f"{url}: the server does not say how long it is; download it and give the file")
-        if _protocol(url) in ("http", "https") and not info.get("partial"):
-            raise CheckpointError(f"{url}: the server does not offer byte ranges; download it and give the file")
         self.size = info["size"]
         self._stamp = " ".join(f"{key}={info[key]}" for key in sorted(_STAMPS & info.keys()))
         self._head = b""
@@ -67,9 +67,11 @@ class RemoteBlob(Blob):
     def _get(self, start: int, length: int) -> bytes:
         if not length:
             return b""
-        options = {"cache_type": "none"} if _protocol(self.path) == "hf" else {}  # others send ranges as they are
         fs, inside = _filesystem(_protocol(self.path)), _inside(self.path)
-        data = _attempt(self.path, lambda: fs.cat_file(inside, start=start, end=start + length, **options))
+        if _protocol(self.path) in _BY_FILE:
+            data = _attempt(self.path, lambda: _range(fs, inside, self.size, start, length))
+        else:
+            data = _attempt(self.path, lambda: fs.cat_file(inside, start=start, end=start + length))
         if len(data) != length:
             raise CheckpointError(
                 f"{self.path}: the server sent {len(data)} bytes where {length} were asked for; try again"
@@ -144,10 +146,15 @@ class WebFolder(RemoteFolder):
     def entries(self) -> Mapping[str, bool]:
         """Return those of the usual names that the server has."""
         if self._entries is None:
-            fs = _filesystem(_protocol(self.path))
-            present = [name for name in _WEB_NAMES if _attempt(self.path, lambda n=name: fs.exists(self.join(n)))]  # type: ignore[misc]
-            self._entries = dict.fromkeys(present, False)
+            self._entries = {name: False for name in _WEB_NAMES if self._has(name)}
         return self._entries
+
+    def _has(self, name: str) -> bool:
+        try:
+            _attempt(self.path, lambda: _filesystem(_protocol(self.path)).info(self.join(name)))
+        except _MissingError:
+            return False
+        return True
 
     def missing(self, names: Collection[str]) -> list[str]:  # noqa: ARG002
         """Return []: a shard that is not there shows when it is read."""
@@ -217,6 +224,18 @@ def _inside(url: str) -> str:
     return url if _protocol(url) in ("http", "https") else url.partition("://")[2]
 
 
+class _MissingError(CheckpointError):
+    """There is nothing at the URL."""
+
+
+def _range(fs: Any, inside: str, size: int, start: int, length: int) -> bytes:
+    """Read a range of a file that is opened without read-ahead."""
+    with fs.open(inside, "rb", block_size=_AHEAD, cache_type="none", size=size) as file:
+        file.seek(start)
+        data: bytes = file.read(length)
+    return data
+
+
 def _attempt(url: str, action: Callable[[], T]) -> T:
     """Run a request, again after a pause when it fails for a reason that may pass."""
     for pause in (*_PAUSES, None):
@@ -225,24 +244,37 @@ def _attempt(url: str, action: Callable[[], T]) -> T:
         except QkspecError:
             raise
         except Exception as error:  # every backend has its own tree of errors
-            if pause is None or _is_final(error):
-                raise CheckpointError(f"{url}: {_reason(error)}") from error
+            cause = _cause(error)
+            if isinstance(cause, FileNotFoundError):
+                raise _MissingError(f"{url}: does not exist; check the URL") from error
+            if pause is None or _is_final(cause):
+                raise CheckpointError(f"{url}: {_reason(cause)}") from error
             time.sleep(pause)
     raise AssertionError
 
 
+def _cause(error: Exception) -> Exception:
+    """Return what went wrong: fsspec says FileNotFoundError of a web file also when the server failed."""
+    inner = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(inner, Exception) and _status(inner) not in (404, 410):
+        return inner
+    return error
+
+
+def _status(error: Exception) -> object:
+    return getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    known = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return (
-        known or isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "RepositoryNotFoundError")
-    )
+    status = _status(error)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return refused or isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "ValueError")
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "does not exist; check the URL"
     if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
         return "access was refused; set the credentials of its service (or FSSPEC_S3_ANON=true for a public bucket)"
+    if "range requests" in str(error):
+        return "the server does not offer byte ranges; download it and give the file"
     text = " ".join(str(error).split())[:160] or type(error).__name__
     return f"cannot be reached ({text}); check the URL and the network, then try again"

@@ -143,7 +143,9 @@ class _Walk:
             return _cached(folder, self.revisions)
         skipped: dict[str, str] = {}
         ignored: dict[str, str] = {}
-        own = _own_files(folder)
+        own, base = _own_files(folder), _base(folder.path)
+        if own is None and says_step(base) and _is_checkpoint(folder, base):  # its weights lie one folder down
+            return [Run(base, (_folder_source(folder, base),), folder.path)]
         members: list[Source] = []
         below: list[Run] = []
         for name in self._folders(folder, ignored):
@@ -158,11 +160,11 @@ class _Walk:
                     members.append(_folder_source(inner, name))
         members += [_file_source(folder, name) for name in _own_run(folder, own)]
         if own is not None:
-            members.append(_folder_source(folder, _base(folder.path)))
+            members.append(_folder_source(folder, base))
         if not members:
             return below
         sources = _ordered(_without_links(members, ignored))
-        return [Run(_base(folder.path), sources, folder.path, skipped, ignored), *below]
+        return [Run(base, sources, folder.path, skipped, ignored), *below]
 
     def _below(self, folder: Folder, depth: int, skipped: dict[str, str]) -> list[Run]:
         if depth > _MAX_DEPTH or len(self.entered) > _MAX_FOLDERS or folder.same_as("") in self.entered:

@@ -7,7 +7,7 @@ from typing import Any
 from qkspec.checkpoints import fingerprint
 from qkspec.checkpoints.config import read_config
 from qkspec.checkpoints.files import Folder, LocalFolder
-from qkspec.checkpoints.formats import Opened, Place, find_place, open_place, place_of_file
+from qkspec.checkpoints.formats import SAFETENSORS, Opened, Place, find_place, open_place
 from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.scaled import unscaled
 from qkspec.checkpoints.store import Checkpoint
@@ -72,7 +72,7 @@ class Source:
         if self.file:
             if self.file.startswith("adapter_model."):
                 raise _adapter(self.path)
-            return place_of_file(folder, self.file)
+            return Place(folder, (self.file,), SAFETENSORS)
         place = place_below(folder)
         if place is not None:
             return place

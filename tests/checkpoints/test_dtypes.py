@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from qkspec.checkpoints.dtypes import BITS, FLOATS, SAFETENSORS, decode, eight_bit_values
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from qkspec.checkpoints.files import LocalBlob, LocalFolder, Window
 from qkspec.errors import CheckpointError
 
@@ -89,7 +90,7 @@ def test_a_folder_lists_once_and_again_on_request(tmp_path: Path) -> None:
     (tmp_path / "new").touch()
     assert "new" not in folder.entries()
     assert "new" in folder.again().entries()
-    assert "new" in pickle.loads(pickle.dumps(folder)).entries()  # noqa: S301, TID251 - our own object, as a worker gets it
+    assert "new" in pickle.loads(pickle.dumps(folder)).entries()
     assert folder.missing({"new", "sub", "nothing"}) == ["new", "nothing", "sub"]
     with pytest.raises(CheckpointError, match="does not exist"):
         LocalFolder(tmp_path / "none").entries()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from qkspec.checkpoints import memory
 from qkspec.checkpoints.memory import from_state_dict
 from qkspec.errors import CheckpointError

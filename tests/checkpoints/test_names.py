@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qkspec.checkpoints.names import is_temporary, is_trainer_state, natural, says_step, stem_of, step_of
 
 
@@ -33,7 +34,7 @@ def test_natural_order_is_numeric(numbers: list[int]) -> None:
 
 @given(st.text(max_size=40))
 def test_any_name_is_judged_without_error(name: str) -> None:
-    step_of(name), says_step(name), is_temporary(name), is_trainer_state(name), stem_of(name), natural(name)  # noqa: B018
+    step_of(name), says_step(name), is_temporary(name), is_trainer_state(name), stem_of(name), natural(name)
 
 
 def test_natural_order_takes_digits_without_end() -> None:

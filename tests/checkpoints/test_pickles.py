@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from qkspec.checkpoints.pickles import PLAIN, Instance, Reader
 from qkspec.errors import CheckpointError
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+
 from qkspec.checkpoints.files import LocalBlob
 from qkspec.checkpoints.safetensors import SafetensorsStore
 from qkspec.errors import CheckpointError
-from safetensors.torch import save_file
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 

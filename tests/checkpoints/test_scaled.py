@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from qkspec.checkpoints.memory import MemoryStore
 from qkspec.checkpoints.scaled import refuse_packed
 from qkspec.checkpoints.sequence import open_checkpoint
 from qkspec.errors import CheckpointError
-from safetensors.torch import save_file
 
 
 def deepseek_reference(weight: torch.Tensor, scale: torch.Tensor, block: int = 128) -> torch.Tensor:

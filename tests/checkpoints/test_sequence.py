@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from qkspec.checkpoints.sequence import Run, find_runs, open_checkpoint
 from qkspec.errors import CheckpointError, InputError
-from safetensors.torch import save_file
 
 WEIGHTS = {"h.0.attn.weight": torch.ones(2, 2)}
 
@@ -213,7 +214,7 @@ def test_paths_as_users_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_runs_travel_to_other_processes(tmp_path: Path) -> None:
     model(tmp_path / "step-1")
     (run,) = find_runs([str(tmp_path / "step-1")])
-    copy = pickle.loads(pickle.dumps(run))  # noqa: S301, TID251 - our own object, as a worker gets it
+    copy = pickle.loads(pickle.dumps(run))
     assert isinstance(copy, Run)
     assert copy == run
     assert list(copy.sources[0].open().store.names()) == list(WEIGHTS)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from qkspec.checkpoints.sequence import open_checkpoint
 from qkspec.errors import CheckpointError
 

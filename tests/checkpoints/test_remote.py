@@ -1,0 +1,298 @@
+"""URLs: a real S3-compatible server and a web server with ranges on loopback; the bytes that travel are counted on the wire."""
+
+import http.server
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qkspec.checkpoints import remote
+from qkspec.checkpoints.sequence import find_runs, open_checkpoint
+from qkspec.errors import CheckpointError, UsageError
+
+pytest.importorskip("fsspec")
+Q, BIG = torch.randn(64, 32), torch.randn(1500, 1000)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    remote._filesystem.cache_clear()
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0, 0.0))
+    yield
+    remote._filesystem.cache_clear()
+
+
+@dataclass
+class Web:
+    """A web server over a folder: it honours ranges, counts bytes, and fails on demand."""
+
+    root: Path
+    sent: int = 0
+    ranges: bool = True
+    failures: int = 0
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    state = Web(tmp_path)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            state.requests.append(f"{self.command} {self.path}")
+            if state.failures:
+                state.failures -= 1
+                self.send_error(503)
+                return
+            path = state.root / self.path.lstrip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data, status = path.read_bytes(), 200
+            size = len(data)
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if match and state.ranges:
+                data, status = data[int(match[1]) : int(match[2]) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            if state.ranges:
+                self.send_header("Accept-Ranges", "bytes")
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {match[1]}-{match[2]}/{size}")  # type: ignore[index]
+            self.end_headers()
+            if body:
+                state.sent += len(data)
+                self.wfile.write(data)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def model(folder: Path) -> int:
+    folder.mkdir(parents=True)
+    save_file({"big": BIG, "h.0.q": Q}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"n_head": 2}')
+    return (folder / "model.safetensors").stat().st_size
+
+
+def test_a_web_file_travels_in_ranges(web: Web) -> None:
+    size = model(web.root / "m")
+    checkpoint = open_checkpoint(f"{web.url}/m/model.safetensors")
+    np.testing.assert_array_equal(checkpoint.store.read("h.0.q", slice(8, 40)), Q[8:40].numpy())
+    assert (checkpoint.name, checkpoint.config) == ("m", {"n_head": 2})
+    print(web.requests)
+    assert web.sent <= 3 * (1 << 14) + 32 * 32 * 4
+    assert checkpoint.store.bytes_read is not None
+    assert checkpoint.store.bytes_read <= (1 << 14) + 32 * 32 * 4
+    assert size > 6_000_000
+
+
+def test_a_web_folder_and_a_torch_file(web: Web) -> None:
+    model(web.root / "step-5")
+    assert open_checkpoint(f"{web.url}/step-5/").step == 5
+    torch.save({"h.0.q": Q, "big": BIG}, web.root / "ckpt_7.pt")
+    before = web.sent
+    checkpoint = open_checkpoint(f"{web.url}/ckpt_7.pt")
+    np.testing.assert_array_equal(checkpoint.store.read("h.0.q"), Q.numpy())
+    assert checkpoint.step == 7
+    assert web.sent - before < 200_000
+    (source,) = find_runs([f"{web.url}/step-5"])[0].sources
+    assert source.fingerprint() == source.fingerprint()
+    assert source.digest().startswith("blake2b-stamps:")
+
+
+def test_a_failing_server_is_tried_again_and_then_named(web: Web) -> None:
+    model(web.root / "m")
+    web.failures = 3
+    store = open_checkpoint(f"{web.url}/m/model.safetensors").store
+    store.read("h.0.q")
+    web.failures = 10_000
+    with pytest.raises(CheckpointError, match="127.0.0.1.*try again"):
+        store.read("big", slice(700, 701))
+    web.failures = 0
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_checkpoint(f"{web.url}/none/model.safetensors")
+    with pytest.raises(CheckpointError):
+        open_checkpoint("http://127.0.0.1:9/model.safetensors")
+
+
+def test_a_server_without_ranges_is_refused_by_name(web: Web) -> None:
+    model(web.root / "m")
+    web.ranges = False
+    with pytest.raises(CheckpointError, match="byte ranges"):
+        open_checkpoint(f"{web.url}/m/model.safetensors").store.read("h.0.q")
+
+
+def test_a_missing_backend_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"qkspec\[remote\]"):
+        find_runs(["nosuchprotocol://bucket/x"])
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UsageError, match=r"qkspec\[remote\]"):
+        find_runs(["s3://bucket/x"])
+
+
+def test_revisions_are_of_repositories() -> None:
+    with pytest.raises(Exception, match="hf://org/model"):
+        find_runs(["s3://bucket/x"], revisions="step*")
+
+
+def test_local_paths_import_no_network() -> None:
+    program = "import sys\nimport qkspec.checkpoints.sequence\nprint([m for m in ('fsspec', 'aiohttp', 'torch', 'requests') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def wait_for(port: int, until: float) -> None:
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def counting_proxy(target: int, counter: list[int]) -> socket.socket:
+    """Pass connections on to a port and count the bytes that come back."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, sink: socket.socket, count: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if count:
+                    counter[0] += len(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(("127.0.0.1", target))
+            for arguments in ((client, upstream, False), (upstream, client, True)):
+                threading.Thread(target=pump, args=arguments, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[[], int]]:
+    """Start moto's S3 server behind a counting proxy, fill a bucket, and return how to read the counter."""
+    boto = pytest.importorskip("botocore.session")
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
+    )
+    counter = [0]
+    listener = counting_proxy(port, counter)
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        patch.setenv(name, value)
+    try:
+        wait_for(port, time.monotonic() + 60)
+        client = boto.get_session().create_client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+        client.create_bucket(Bucket="bucket")
+
+        def put(key: str, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+            save_file(tensors, folder / "file")
+            client.put_object(Bucket="bucket", Key=key, Body=(folder / "file").read_bytes())
+
+        import json
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            for step in (100, 20):
+                put(f"run/step-{step}/model.safetensors", {"big": BIG, "h.0.q": Q * step}, Path(folder))
+                client.put_object(Bucket="bucket", Key=f"run/step-{step}/config.json", Body=b'{"n_head": 2}')
+            places = {}
+            for part in range(4):
+                name = f"model-{part + 1:05}-of-00004.safetensors"
+                put(f"sharded/{name}", {f"big{part}": BIG, f"h.{part}.q": Q + part}, Path(folder))
+                places |= {f"big{part}": name, f"h.{part}.q": name}
+            client.put_object(
+                Bucket="bucket",
+                Key="sharded/model.safetensors.index.json",
+                Body=json.dumps({"weight_map": places}).encode(),
+            )
+        yield lambda: counter[0]
+    finally:
+        patch.undo()
+        listener.close()
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_run_in_a_bucket(s3: Callable[[], int]) -> None:
+    before = s3()
+    (run,) = find_runs(["s3://bucket/run"])
+    assert [(s.name, s.step) for s in run.sources] == [("step-20", 20), ("step-100", 100)]
+    for source in run.sources:
+        checkpoint = source.open()
+        assert checkpoint.config == {"n_head": 2}
+        np.testing.assert_array_equal(checkpoint.store.read("h.0.q"), (Q * source.step).numpy())
+        np.testing.assert_array_equal(checkpoint.store.read("h.0.q", slice(3, 9)), (Q * source.step)[3:9].numpy())
+        assert source.fingerprint() == source.fingerprint()
+    travelled = s3() - before
+    print(f"{travelled} bytes travelled of {2 * BIG.nbytes}")
+    assert travelled < 250_000
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_shards_in_a_bucket_move_only_headers_and_q(s3: Callable[[], int]) -> None:
+    before = s3()
+    checkpoint = open_checkpoint("s3://bucket/sharded")
+    for part in range(4):
+        np.testing.assert_array_equal(checkpoint.store.read(f"h.{part}.q"), (Q + part).numpy())
+    wanted = 4 * (Q.nbytes + (1 << 14))
+    assert checkpoint.store.bytes_read is not None
+    assert checkpoint.store.bytes_read <= wanted
+    assert s3() - before < wanted + 60_000
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_runs(["s3://bucket/nothing"])
+    with pytest.raises(CheckpointError, match="s3://nobucket"):
+        find_runs(["s3://nobucket/run"])
