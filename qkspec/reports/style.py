@@ -109,7 +109,7 @@ def step_axis(axis: Axes, steps: NDArray[np.int64], *, known: bool) -> None:
 
 
 def log_values(axes: Sequence[Axes]) -> None:
-    """Make the y axis that panels share logarithmic: labels at 1, 2 and 5 where it spans little, else at powers of ten."""
+    """Make the y axis that panels share logarithmic: labels at 1, 2, 5 where it spans little, else at powers of ten."""
     if not any(np.isfinite(axis.dataLim.minposy) for axis in axes):
         return  # nothing positive to draw, as of a model whose heads are all dead
     axis = axes[0]

@@ -1,0 +1,81 @@
+"use strict";
+// What the page was given: numbers in 16 bits, unpacked when they are first asked for.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const MISSING = 65535, ZERO = 65534, LEVELS = 65533, ABSENT = 255;
+
+function bytes(text) {
+  const raw = atob(text), out = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
+  return out;
+}
+
+function unpack(packed) {
+  const raw = bytes(packed.data), view = new DataView(raw.buffer), out = new Float64Array(raw.length / 2);
+  for (let i = 0; i < out.length; i++) {
+    const code = view.getUint16(2 * i, true);
+    const value = packed.low + (packed.high - packed.low) * code / LEVELS;
+    if (code === MISSING) out[i] = NaN;
+    else if (packed.log) out[i] = code === ZERO ? 0 : Math.exp(value);
+    else out[i] = value;
+  }
+  return out;
+}
+
+class Run {
+  constructor(raw) {
+    this.raw = raw;
+    this.heads = raw.head.length;
+    this.moments = raw.steps.length;
+    this.cache = new Map();
+    this.starts = [];
+    this.moduleOf = [];
+    let at = 0;
+    raw.modules.forEach((module, i) => {
+      this.starts.push(at);
+      at += module.heads;
+      for (let j = 0; j < module.heads; j++) this.moduleOf.push(i);
+    });
+    this.widest = Math.max(...raw.modules.map((module) => module.heads));
+  }
+  remembered(key, make) {
+    if (!this.cache.has(key)) this.cache.set(key, make());
+    return this.cache.get(key);
+  }
+  values(metric) { return this.remembered(metric, () => unpack(this.raw.values[metric])); }
+  isLog(metric) { return metric !== "verdict" && this.raw.values[metric].log; }
+  value(metric, moment, head) { return this.values(metric)[moment * this.heads + head]; }
+  codes() { return this.remembered("verdict", () => bytes(this.raw.verdict)); }
+  code(moment, head) { return this.codes()[moment * this.heads + head]; }
+  verdict(moment, head) { return DATA.verdicts[this.code(moment, head)] || null; }
+  module(head) { return this.raw.modules[this.moduleOf[head]]; }
+  place(head) { return head - this.starts[this.moduleOf[head]]; }
+  name(head) { return `layer ${this.module(head).label} head ${this.raw.head[head]}`; }
+  // Values (sizes) of one head at one spectral moment: "sigma" or "sec".
+  spectral(kind, moment, head) {
+    const at = this.moduleOf[head], part = this.raw.spectra.modules[at];
+    const all = this.remembered(`${kind} ${at}`, () => unpack(part[kind]));
+    const start = (moment * this.raw.modules[at].heads + this.place(head)) * part.s.length;
+    return all.subarray(start, start + part.s.length);
+  }
+  // Heads gravest first, and of one verdict the largest κ first.
+  byGravity(moment) {
+    const heads = [...Array(this.heads).keys()].filter((head) => this.code(moment, head) !== ABSENT);
+    const size = (head) => { const x = this.value("freezing_ratio", moment, head); return Number.isFinite(x) ? x : -1; };
+    return heads.sort((a, b) => this.code(moment, a) - this.code(moment, b) || size(b) - size(a) || a - b);
+  }
+}
+
+const RUNS = DATA.runs.map((raw) => new Run(raw));
+
+function number(x) {
+  if (!Number.isFinite(x)) return "–";
+  if (x === 0) return "0";
+  const size = Math.abs(x);
+  return size >= 1e-3 && size < 1e5 ? (size >= 999.5 ? x.toFixed(0) : x.toPrecision(3)) : x.toExponential(1);
+}
+
+// Plotly reads a few tags in its texts; a name must not become one.
+function inert(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}

@@ -1,0 +1,231 @@
+// The five drawings. Each takes the page's state: {run, metric, moment, head, logSteps}.
+
+const CIVIDIS = [[0, "#00224e"], [0.13, "#123570"], [0.25, "#3b496c"], [0.38, "#575d6d"], [0.5, "#707173"],
+  [0.63, "#8a8678"], [0.75, "#a59c74"], [0.88, "#c3b369"], [1, "#fee838"]];
+const DRAWN = 150; // trajectories drawn: troubled heads first, then quiet ones evenly taken
+const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
+const TOOLS = { ...CONFIG, displayModeBar: "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+
+function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+
+function isDark() {
+  const theme = document.documentElement.dataset.theme;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function colour(verdict) { return verdict ? (isDark() ? verdict.dark : verdict.light) : css("--line"); }
+
+function axis(extra) {
+  return { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true, ...extra };
+}
+
+function layout(extra) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), size: 12, family: "inherit" },
+    margin: { l: 54, r: 16, t: 10, b: 42 }, hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--quiet"), activecolor: css("--accent") }, ...extra,
+  };
+}
+
+function logTicks(low, high) {
+  const places = [];
+  for (let power = Math.floor(low); power <= Math.ceil(high); power++)
+    for (const digit of high - low > 3 ? [1] : [1, 2, 5]) {
+      const place = power + Math.log10(digit);
+      if (place >= low - 1e-9 && place <= high + 1e-9) places.push(place);
+    }
+  return { tickvals: places, ticktext: places.map((place) => number(10 ** place).replace(/\.?0+$/, "")) };
+}
+
+function drawMap(state) {
+  const { run, metric, moment, head } = state, rows = run.raw.modules;
+  const verdicts = metric === "verdict", log = run.isLog(metric), z = [], text = [], hover = [];
+  const ends = verdicts ? [0, DATA.verdicts.length - 1] : span(run, metric);
+  rows.forEach((module, i) => {
+    const line = [], letters = [], names = [];
+    for (let j = 0; j < run.widest; j++) {
+      const at = run.starts[i] + j, verdict = j < module.heads ? run.verdict(moment, at) : null;
+      const value = !verdict ? NaN : verdicts ? run.code(moment, at) : run.value(metric, moment, at);
+      const shown = log ? Math.log10(value) : value;
+      line.push(Number.isFinite(shown) ? Math.min(Math.max(shown, ends[0]), ends[1]) : null);
+      letters.push(verdict && (!verdict.quiet || verdicts) ? verdict.letter : "");
+      names.push(verdict ? `${inert(run.name(at))}<br>${verdict.name}<br>${verdicts ? "" : number(value)}` : "");
+    }
+    z.push(line); text.push(letters); hover.push(names);
+  });
+  const scale = verdicts ? steps(DATA.verdicts.map(colour)) : CIVIDIS;
+  const bar = verdicts ? undefined : { thickness: 12, outlinewidth: 0, title: { text: label(metric), side: "right" }, ...(log ? logTicks(...ends) : {}) };
+  const trace = {
+    type: "heatmap", z, text, customdata: hover, hovertemplate: "%{customdata}<extra></extra>", colorscale: scale,
+    zmin: ends[0] - (verdicts ? 0.5 : 0), zmax: ends[1] + (verdicts ? 0.5 : 0), showscale: !verdicts, colorbar: bar,
+    xgap: run.widest > 64 ? 0 : 1, ygap: rows.length > 64 ? 0 : 1,
+  };
+  if (run.widest <= 48) Object.assign(trace, { texttemplate: "%{text}", textfont: { size: run.widest <= 24 ? 14 : 10, weight: "bold" } });
+  const i = run.moduleOf[head], j = run.place(head);
+  const chosen = { type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color: css("--accent"), width: 3 } };
+  const every = Math.ceil(rows.length / 24), ticks = rows.map((_, n) => n).filter((n) => n % every === 0);
+  Plotly.react("map", [trace], layout({
+    xaxis: axis({ title: { text: "head" }, showgrid: false, range: [-0.5, run.widest - 0.5], dtick: Math.ceil(run.widest / 16) }),
+    yaxis: axis({ title: { text: "layer" }, showgrid: false, range: [rows.length - 0.5, -0.5], tickvals: ticks, ticktext: ticks.map((n) => inert(rows[n].label)) }),
+    shapes: [chosen],
+  }), CONFIG);
+}
+
+// Ends of a metric's colour scale over the whole run, so that the slider shows change; κ has the same for every run.
+function span(run, metric) {
+  if (metric === "freezing_ratio" && run.isLog(metric)) return [Math.log10(0.02), Math.log10(3)];
+  if (/^(sec_|predicted_|positive)/.test(metric)) return [0, 1];
+  return run.remembered(`span ${metric}`, () => {
+    const log = run.isLog(metric);
+    let low = Infinity, high = -Infinity;
+    for (const x of run.values(metric)) {
+      const y = log ? Math.log10(x) : x;
+      if (Number.isFinite(y)) { low = Math.min(low, y); high = Math.max(high, y); }
+    }
+    return low < high ? [low, high] : [0, 1];
+  });
+}
+
+function steps(colours) {
+  return colours.flatMap((c, i) => [[i / colours.length, c], [(i + 1) / colours.length, c]]);
+}
+
+function label(metric) {
+  const found = DATA.metrics.find((one) => one.name === metric);
+  return found ? found.label : metric;
+}
+
+function place(state, step) { return state.logSteps ? Math.log10(1 + step) : step; }
+
+function stepAxis(state, extra) {
+  const known = state.run.raw.stepsKnown, title = { text: known ? "step" : "checkpoint" };
+  if (!state.logSteps) return axis({ title, ...extra });
+  const last = state.run.raw.steps[state.run.moments - 1], values = [0];
+  for (let power = 1; power <= last; power *= 10) for (const digit of [1, 2, 5]) if (digit * power <= last) values.push(digit * power);
+  return axis({ title, tickvals: values.map((step) => Math.log10(1 + step)), ticktext: values.map(String), ...extra });
+}
+
+function chosenHeads(run) {
+  const order = run.byGravity(run.moments - 1), quiet = [], troubled = [];
+  for (const head of order) (run.verdict(run.moments - 1, head).quiet ? quiet : troubled).push(head);
+  const few = troubled.slice(0, Math.floor(DRAWN * 0.7)), room = DRAWN - few.length, every = Math.max(Math.ceil(quiet.length / room), 1);
+  return few.concat(quiet.filter((_, i) => i % every === 0));
+}
+
+function drawTrajectories(state) {
+  const { run, moment, head } = state, metric = state.metric === "verdict" ? "freezing_ratio" : state.metric;
+  const groups = new Map(), log = run.isLog(metric), turns = { x: [], y: [], customdata: [], text: [] };
+  const value = (m, h) => { const x = run.value(metric, m, h); return Number.isFinite(x) && !(log && x <= 0) ? x : null; };
+  for (const h of chosenHeads(run)) {
+    const verdict = run.verdict(run.moments - 1, h);
+    if (!groups.has(verdict)) groups.set(verdict, { x: [], y: [], customdata: [], text: [] });
+    line(groups.get(verdict), state, value, h);
+    const at = turn(run, value, h);
+    if (at) { turns.x.push(place(state, at[0])); turns.y.push(at[1]); turns.customdata.push(h); turns.text.push(`${inert(run.name(h))} turned malignant at ${at[0]}`); }
+  }
+  const traces = [...groups].map(([verdict, points]) => ({
+    ...points, type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: verdict.name, connectgaps: false,
+    line: { color: colour(verdict), width: verdict.quiet ? 1 : 1.4 }, marker: { color: colour(verdict) }, hovertemplate: "%{text}<extra></extra>",
+  }));
+  if (turns.x.length) traces.push({ ...turns, type: "scatter", mode: "markers", name: "turns malignant", hovertemplate: "%{text}<extra></extra>",
+    marker: { symbol: "circle", size: 7, color: css("--card"), line: { color: css("--ink"), width: 1.4 } } });
+  const own = { x: [], y: [], customdata: [], text: [] };
+  line(own, state, value, head);
+  traces.push({ ...own, type: "scatter", mode: "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
+    line: { color: css("--accent"), width: 3 }, marker: { size: 5 } });
+  const loss = run.raw.loss, now = place(state, run.raw.steps[moment]), bottom = loss ? 0.34 : 0;
+  if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
+    text: loss.steps.map(String), hovertemplate: "step %{text}: loss %{y:.4g}<extra></extra>", line: { color: css("--quiet"), width: 1.2 } });
+  const shapes = [{ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } }];
+  if (metric === "freezing_ratio") for (const limit of Object.values(DATA.limits))
+    shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } });
+  Plotly.react("trajectories", traces, layout({
+    hovermode: "closest", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 40, b: 42 }, shapes,
+    xaxis: stepAxis(state, { anchor: loss ? "y2" : "y" }),
+    yaxis: axis({ domain: [bottom, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? 1 : undefined, title: { text: label(metric) } }),
+    ...(loss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
+  }), TOOLS);
+}
+
+function line(points, state, value, head) {
+  const { run } = state;
+  for (let m = 0; m < run.moments; m++) {
+    const y = value(m, head);
+    points.x.push(place(state, run.raw.steps[m])); points.y.push(y); points.customdata.push(head);
+    points.text.push(`${inert(run.name(head))}<br>${inert(run.raw.labels[m])}: ${y === null ? "–" : number(y)}`);
+  }
+  points.x.push(null); points.y.push(null); points.customdata.push(head); points.text.push("");
+}
+
+// Where a head turned malignant: the step is exact, the value lies on the line drawn.
+function turn(run, value, head) {
+  const step = run.raw.turned[head];
+  if (step < 0) return null;
+  const after = Math.max(run.raw.steps.findIndex((s) => s >= step), 0), before = Math.max(after - 1, 0);
+  const [a, b] = [run.raw.steps[before], run.raw.steps[after]], [u, v] = [value(before, head), value(after, head)];
+  if (v === null) return null;
+  return [step, u === null || a === b ? v : u + (v - u) * (step - a) / (b - a)];
+}
+
+function ramp(i, count) {
+  const share = count > 1 ? i / (count - 1) : 1, from = isDark() ? [70, 84, 98] : [196, 206, 216], to = isDark() ? [108, 182, 255] : [11, 98, 168];
+  return `rgb(${from.map((c, n) => Math.round(c + (to[n] - c) * share)).join(",")})`;
+}
+
+function none(id, why) {
+  Plotly.react(id, [], layout({ xaxis: { visible: false }, yaxis: { visible: false },
+    annotations: [{ text: why, showarrow: false, font: { color: css("--quiet") } }] }), CONFIG);
+}
+
+function drawSpectrum(state) {
+  const { run, head } = state, part = run.raw.spectra.modules[run.moduleOf[head]], labels = run.raw.spectra.labels;
+  if (!part) return none("spectrum", "the spectra were not kept");
+  const traces = labels.map((name, m) => {
+    const sigma = run.spectral("sigma", m, head);
+    return { type: "scatter", mode: part.s.length > 1 ? "lines" : "markers", x: part.s, y: Array.from(sigma, (x) => (x > 0 ? x : null)), name: inert(name),
+      line: { color: ramp(m, labels.length), width: m === labels.length - 1 ? 2.5 : 1.5 }, hovertemplate: "σ%{x} = %{y:.3g}<extra>%{fullData.name}</extra>" };
+  });
+  return Plotly.react("spectrum", traces, layout({
+    margin: { l: 54, r: 8, t: 6, b: 38 }, legend: { font: { size: 10 } },
+    xaxis: axis({ title: { text: "i" }, type: "log", dtick: "D2" }), yaxis: axis({ title: { text: "σ<sub>i</sub>" }, type: "log", exponentformat: "power", dtick: "D2" }),
+  }), CONFIG);
+}
+
+function drawIndices(state) {
+  const { run, head, moment } = state, x = run.raw.steps.map((step) => place(state, step));
+  const kinds = [["predicted_entropy", "entropy / ln T", "solid"], ["predicted_rank", "rank / T", "dash"],
+    ["predicted_diagonal", "diagonal", "dot"], ["predicted_columns", "columns / T", "dashdot"]].filter(([name]) => run.raw.values[name]);
+  const colours = isDark() ? ["#6cb6ff", "#ff9e64", "#2fc39b", "#e08fbd"] : ["#0072b2", "#d55e00", "#009e73", "#a8487e"];
+  const traces = kinds.map(([name, text, dash], i) => ({
+    type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: text, x, y: run.raw.steps.map((_, m) => { const y = run.value(name, m, head); return Number.isFinite(y) ? y : null; }),
+    line: { color: colours[i], dash, width: 1.8 }, hovertemplate: "%{y:.3f}<extra>%{fullData.name}</extra>",
+  }));
+  const now = place(state, run.raw.steps[moment]);
+  Plotly.react("indices", traces, layout({
+    margin: { l: 40, r: 8, t: 6, b: 38 }, legend: { font: { size: 10 } }, xaxis: stepAxis(state, {}), yaxis: axis({ range: [0, 1.03] }),
+    shapes: [{ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } }],
+  }), CONFIG);
+}
+
+function drawSec(state) {
+  const { run, head } = state, at = run.moduleOf[head], part = run.raw.spectra.modules[at], labels = run.raw.spectra.labels;
+  document.getElementById("sec-title").textContent = `layer ${run.raw.modules[at].label}`;
+  if (!part) return none("sec", "the spectra were not kept");
+  const last = labels.length - 1, others = { x: [], y: [] }, band = part.band;
+  for (let h = run.starts[at]; h < run.starts[at] + run.raw.modules[at].heads; h++) {
+    others.x.push(...part.s, null);
+    others.y.push(...Array.from(run.spectral("sec", last, h), (y) => (Number.isFinite(y) ? y : null)), null);
+  }
+  const traces = [
+    { type: "scatter", mode: "lines", x: band.map((b) => b[0]), y: band.map((b) => b[1]), line: { width: 0 }, showlegend: false, hoverinfo: "skip" },
+    { type: "scatter", mode: "lines", x: band.map((b) => b[0]), y: band.map((b) => b[2]), line: { width: 0 }, fill: "tonexty", fillcolor: css("--band"), name: "random weights, 5–95 %", hoverinfo: "skip" },
+    { type: "scatter", mode: "lines", ...others, line: { color: css("--quiet"), width: 0.7 }, name: `every head, ${inert(labels[last])}`, hoverinfo: "skip" },
+    ...labels.map((name, m) => ({ type: "scatter", mode: "lines", x: part.s, y: Array.from(run.spectral("sec", m, head), (y) => (Number.isFinite(y) ? y : null)),
+      name: `head ${run.raw.head[head]}, ${inert(name)}`, line: { color: ramp(m, labels.length), width: m === last ? 3 : 1.6, dash: m === last ? "solid" : m === 0 ? "dash" : "solid" },
+      hovertemplate: "SEC(%{x}) = %{y:.3f}<extra>%{fullData.name}</extra>" })),
+  ];
+  return Plotly.react("sec", traces, layout({
+    xaxis: axis({ title: { text: "s, directions" }, type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].filter((s) => s <= part.s[part.s.length - 1]) }),
+    yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: { font: { size: 11 } },
+  }), TOOLS);
+}

@@ -1,0 +1,168 @@
+"""What report.html shows, thinned for display and packed: the data itself stays whole in heads.csv."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.analysis import Report
+from qkspec.clean import clean
+from qkspec.metrics import METRICS, random_init, sec
+from qkspec.reports.packing import base64, log_spaced, pack, spaced
+from qkspec.reports.palette import LOOKS
+from qkspec.reports.view import QUIET, RunView, evidence
+from qkspec.theorem import GRAVITY, Verdict
+
+F64 = NDArray[np.float64]
+Json = dict[str, Any]
+Losses = Mapping[str, Sequence[tuple[float, float]]]  # run name to (step, loss)
+
+MAX_RUNS = 12  # runs drawn in the page; its summary names all of them
+CELLS = 120_000  # checkpoints x heads of all runs drawn: about 160 kB a metric
+MOMENTS = 150  # checkpoints a run
+SPECTRAL = 400_000  # singular values of all runs drawn
+SPECTRAL_MOMENTS = 6
+SPECTRAL_SIZES = 48
+LOSS_POINTS = 1500
+
+LOGARITHMIC = ("freezing_ratio", "sigma1")
+
+SHOWN = (
+    ("freezing_ratio", "freezing ratio κ"),
+    ("sigma1", "σ1 of W_q'W_k"),
+    ("sec_star", "SEC(d_q, s*)"),
+    ("effective_rank", "effective rank of σ²"),
+    ("stable_rank", "stable rank"),
+    ("predicted_entropy", "predicted entropy / ln T"),
+    ("predicted_rank", "predicted map rank / T"),
+    ("predicted_diagonal", "predicted diagonal mass"),
+    ("predicted_columns", "predicted distinct columns / T"),
+    ("positive_fraction", "positive eigenvalues"),
+)
+
+
+def page_data(report: Report, runs: Sequence[RunView], losses: Losses) -> Json:
+    """Return the data of the page as plain values.
+
+    Args:
+        report: the report.
+        runs: the views to draw, at most MAX_RUNS.
+        losses: run name to its (step, loss) pairs, where they are known.
+    """
+    meanings = {metric.name: metric.meaning for metric in METRICS}
+    measured = set(report.readings.metrics)
+    names = [(name, label) for name, label in SHOWN if name in measured]
+    return {
+        "verdicts": [
+            {
+                "name": verdict.value,
+                "meaning": verdict.meaning,
+                "letter": LOOKS[verdict].letter,
+                "light": LOOKS[verdict].light,
+                "dark": LOOKS[verdict].dark,
+                "quiet": verdict in QUIET,
+            }
+            for verdict in GRAVITY
+        ],
+        "metrics": [{"name": name, "label": label, "meaning": meanings[name]} for name, label in names],
+        "limits": {"large": report.limits.freezing, "frozen": report.limits.certain},
+        "runs": [_run(view, [name for name, _ in names], losses.get(view.name, ()), len(runs)) for view in runs],
+    }
+
+
+def _run(view: RunView, names: Sequence[str], loss: Sequence[tuple[float, float]], share: int) -> Json:
+    heads = len(view.table.heads)
+    modules = view.modules()
+    order = np.concatenate([columns for *_, columns in modules])
+    moments = _moments(view, min(MOMENTS, max(CELLS // share // heads, 2)))
+    codes = view.codes()[:, order]
+    malignant = codes == GRAVITY.index(Verdict.MALIGNANT)
+    first = np.where(malignant.any(axis=0), view.steps[malignant.argmax(axis=0)], -1)
+    return {
+        "name": clean(view.name),
+        "state": view.state.verdict,
+        "stepsKnown": view.has_steps,
+        "steps": view.steps[moments].tolist(),
+        "labels": [clean(view.at(i)) for i in moments],
+        "checkpoints": len(view.grid),
+        "modules": _modules(view, modules),
+        "head": [int(view.table.heads[column][1]) for column in order],
+        "values": {name: pack(view.metric(name)[moments][:, order], log=name in LOGARITHMIC) for name in names},
+        "verdict": base64(np.where(codes[moments] < 0, 255, codes[moments]).astype(np.uint8)),
+        "turned": first.tolist(),
+        "spectra": _spectra(view, modules, share),
+        "loss": _loss(loss),
+    }
+
+
+def _moments(view: RunView, most: int) -> list[int]:
+    """Choose the checkpoints shown: evenly spaced, and the one at which the first head turned."""
+    chosen = set(spaced(len(view.grid), most))
+    row = view.first_turn()
+    if row is not None:
+        chosen.add(view.index_of(row))
+    return sorted(chosen)
+
+
+def _modules(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]]) -> list[Json]:
+    rows = [int(view.grid[:, columns[0]].max()) for *_, columns in modules]
+    conditions = evidence(view.report, rows)
+    several = len({block for block, *_ in modules}) > 1
+    out = []
+    for (block, layer, module, columns), row in zip(modules, rows, strict=True):
+        out.append(
+            {
+                "label": f"{clean(block, 40)} {layer}" if several else str(layer),
+                "name": clean(module),
+                "heads": len(columns),
+                "conditions": [[c.name, c.metric, c.sign, c.limit] for c in conditions[row]],
+            }
+        )
+    return out
+
+
+def _spectra(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]], share: int) -> Json:
+    """Pack singular values and SEC at a few moments and sizes: for each module (moments, heads, sizes)."""
+    budget = SPECTRAL // share // max(len(view.table.heads), 1)
+    moments = spaced(len(view.grid), min(SPECTRAL_MOMENTS, max(budget // 8, 2)))
+    most = min(SPECTRAL_SIZES, max(budget // len(moments), 4))
+    out: list[Json | None] = []
+    for *_, module, columns in modules:
+        found = [view.report.spectra.get(f"{view.name}/{view.table.checkpoints[i]}/{module}") for i in moments]
+        shape = next((sigma.shape for sigma in found if sigma is not None), None)
+        if shape is None:
+            out.append(None)
+            continue
+        sizes = log_spaced(shape[1], most)
+        heads = [int(view.table.heads[column][1]) for column in columns]
+        whole = np.stack([_like(sigma, shape) for sigma in found])[:, heads]
+        shares = np.stack([sec(whole.reshape(-1, shape[1]), s + 1) for s in sizes], axis=-1)
+        row = int(view.grid[:, columns[0]].max())
+        out.append(
+            {
+                "s": [s + 1 for s in sizes],
+                "sigma": pack(whole[:, :, sizes], log=True),
+                "sec": pack(shares),
+                "band": _band(int(view.report.readings["d_model"][row]), shape[1], sizes),
+            }
+        )
+    return {"labels": [clean(view.at(i)) for i in moments], "modules": out}
+
+
+def _like(sigma: F64 | None, shape: tuple[int, ...]) -> F64:
+    return sigma if sigma is not None and sigma.shape == shape else np.full(shape, np.nan)
+
+
+def _band(d_model: int, d_q: int, sizes: Sequence[int]) -> list[list[float]]:
+    """Return the 5th and 95th percentile of random weights' SEC at a few sizes: [s, low, high] each."""
+    chosen = sorted({sizes[i] + 1 for i in log_spaced(len(sizes), 9)})
+    return [[s, *(round(x, 4) for x in random_init(d_model, d_model, d_q, s)[:2])] for s in chosen]
+
+
+def _loss(pairs: Sequence[tuple[float, float]]) -> Json | None:
+    known = [(float(step), float(loss)) for step, loss in pairs if np.isfinite(loss)]
+    if not known:
+        return None
+    few = [known[i] for i in spaced(len(known), LOSS_POINTS)]
+    return {"steps": [step for step, _ in few], "values": [float(f"{loss:.5g}") for _, loss in few]}
