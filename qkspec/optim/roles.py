@@ -154,3 +154,5 @@ def _check(role: Role, shape: Sequence[int], name: str) -> None:
             f"{name}: parts {dict(role.parts)} x {role.units} add up to {total}, but dimension {role.dim} "
             f"of {tuple(shape)} is {flat[role.dim]}; correct the role"
         )
+    if role.dim == 1 and len({size for _, size in role.parts}) > 1:
+        raise UsageError(f"{name}: parts along dimension 1 must be of one size, not {dict(role.parts)}; bound it whole")

@@ -121,22 +121,25 @@ def test_equals_algorithm_1_in_float64(batched, eps_mode, decay):
 @pytest.mark.parametrize("tau", [math.inf, 1e9])
 def test_without_a_bound_it_is_adamw(options, batched, tau):
     net, other = Net(), Net()
-    feed(
-        net, AdamW2(net.named_parameters(), 1e-3, tau=tau, exempt=(), batched=batched, weight_decay=0.1, **options), 100
-    )
-    feed(other, torch.optim.AdamW(other.parameters(), 1e-3, weight_decay=0.1, **options), 100)
+    feed(net, AdamW2(net.named_parameters(), 1e-3, tau=tau, batched=batched, **options), 100)
+    feed(other, torch.optim.AdamW(other.parameters(), 1e-3, **options), 100)
     assert gap(weights(net), weights(other)) <= 1e-6
+    # everything through the bounded path; in float64, since torch rounds the decay factor to single precision
+    net, other = Net(torch.float64), Net(torch.float64)
+    feed(net, AdamW2(net.named_parameters(), 1e-3, tau=tau, exempt=(), batched=batched, **options), 20)
+    feed(other, torch.optim.AdamW(other.parameters(), 1e-3, **options), 20)
+    assert gap(weights(net), weights(other)) <= 1e-12
 
 
 @pytest.mark.parametrize(
     "options", [{"maximize": True}, {"weight_decay": 0.0}, {"capturable": True}, {"lr": torch.tensor(1e-3)}]
 )
 def test_without_a_bound_it_is_adamw_in_every_mood(options):
-    net, other = Net(), Net()
+    net, other = Net(torch.float64), Net(torch.float64)
     feed(net, AdamW2(net.named_parameters(), tau=math.inf, exempt=(), **options), 20)
     options = {**options, "capturable": False}
     feed(other, torch.optim.AdamW(other.parameters(), foreach=False, **options), 20)
-    assert gap(weights(net), weights(other)) <= 1e-6
+    assert gap(weights(net), weights(other)) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -241,18 +244,18 @@ def test_state_goes_to_torch_adamw_and_back():
     ours, theirs = AdamW2(net.parameters(), 1e-3, tau=math.inf), torch.optim.AdamW(other.parameters(), 1e-3)
     feed(net, ours, 10)
     other.load_state_dict(net.state_dict())
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
     feed(other, theirs, 10, 10)
     feed(net, ours, 10, 10)
     assert gap(weights(net), weights(other)) <= 1e-6
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
     feed(net, ours, 5, 20)
     feed(other, theirs, 5, 20)
     assert gap(weights(net), weights(other)) <= 1e-6
     plain = torch.optim.AdamW(other.parameters())
     feed(other, plain, 1, 25)
     ours.load_state_dict(plain.state_dict())
-    assert ours.param_groups[0]["tau"] == 0.004 or ours.param_groups[0]["tau"] == math.inf
+    assert ours.param_groups[0]["tau"] == math.inf
 
 
 def test_copies_schedulers_closures_and_new_groups():

@@ -1,0 +1,141 @@
+"""Two real processes over gloo: DDP replicas bit for bit, FSDP2 shards against the unsharded run."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from qkspec.errors import UsageError
+from qkspec.optim.adamw2 import AdamW2
+
+D, RANKS, STEPS = 24, 2, 14
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(D, 3 * D), nn.GELU(), nn.Linear(3 * D, 7), nn.Linear(7, 1))
+
+
+def gradients(step, shapes, rank=0):
+    gen = torch.Generator().manual_seed(1000 * rank + step)
+    return [torch.randn(s, generator=gen) for s in shapes]
+
+
+def names():
+    return ["h.attn.c_attn.weight", "h.attn.c_attn.bias", "h.mlp.weight", "h.mlp.bias", "h.out.weight", "h.out.bias"]
+
+
+def sharded(options):
+    """FSDP2's own placement: every parameter a DTensor, Shard(0), of 72, 7 and 1 rows."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    net = model()
+    plain = model()
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    fully_shard(net, mesh=mesh)
+    ps = list(net.parameters())
+    assert all(isinstance(p, DTensor) for p in ps)
+    ours = AdamW2(zip(names(), ps, strict=True), 1e-2, **options)
+    reference = AdamW2(zip(names(), plain.parameters(), strict=True), 1e-2, **options)
+    calls = []
+    reduce = dist.all_reduce
+    dist.all_reduce = lambda *a, **k: (calls.append(1), reduce(*a, **k))[1]
+    for step in range(STEPS):
+        for p, q, g in zip(ps, plain.parameters(), gradients(step, [p.shape for p in ps]), strict=True):
+            p.grad, q.grad = distribute_tensor(g, mesh, p.placements), g.clone()
+        calls.clear()
+        ours.step()
+        assert len(calls) == (1 if step else 8), calls
+        reference.step()
+    dist.all_reduce = reduce
+    worst = max((p.full_tensor() - q).abs().max().item() for p, q in zip(ps, plain.parameters(), strict=True))
+    rates = [(a.effective_lr, b.effective_lr) for a, b in zip(ours.readings(), reference.readings(), strict=True)]
+    resumed = AdamW2(zip(names(), ps, strict=True), 1e-2, **options)
+    resumed.load_state_dict(ours.state_dict())
+    return worst, rates, [r.name for r in ours.readings()]
+
+
+def replicated(options):
+    """DistributedDataParallel on different data: the replicas must not drift apart by a bit."""
+    net = nn.parallel.DistributedDataParallel(model())
+    opt = AdamW2(net.named_parameters(), 1e-2, **options)
+    gen = torch.Generator().manual_seed(dist.get_rank())
+    for _ in range(STEPS):
+        opt.zero_grad()
+        net(torch.randn(8, D, generator=gen)).square().mean().backward()
+        opt.step()
+    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+    both = [torch.empty_like(flat) for _ in range(RANKS)]
+    dist.all_gather(both, flat)
+    return torch.equal(both[0], both[1]), opt.bound_fraction, len(opt.readings())
+
+
+def refused(_):
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    bad = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(1)]))
+    bad.grad = torch.ones_like(bad)
+    with pytest.raises(UsageError, match="Shard"):
+        AdamW2([("w", bad)]).step()
+    whole = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Replicate()]))
+    whole.grad = torch.ones_like(whole)
+    AdamW2([("w", whole)]).step()
+    return True
+
+
+WORK = (
+    (sharded, {"block": 4, "exempt": ()}),
+    (sharded, {"block": 4, "certified": True}),
+    (replicated, {"tau": 0.02}),
+    (refused, {}),
+)
+
+
+def start(rank, port, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    try:
+        for i, (work, options) in enumerate(WORK):
+            queue.put((i, rank, work(options)))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What every rank found in every piece of work; one start of the processes serves all tests."""
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.start_processes(start, (free_port(), queue), RANKS, join=True, start_method="spawn")
+    found = sorted((queue.get() for _ in range(RANKS * len(WORK))), key=lambda r: r[:2])
+    return [[r[2] for r in found if r[0] == i] for i in range(len(WORK))]
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_shards_equal_the_unsharded_result_with_one_all_reduce_a_step(results, i):
+    for worst, rates, bounded in results[i]:
+        assert worst <= 1e-6
+        assert all(a == pytest.approx(b, 1e-4) for a, b in rates)
+        assert bounded[:3] == [f"h.attn.c_attn.weight[{part}]" for part in "qkv"]
+    assert results[i][0][1] == results[i][1][1]
+
+
+def test_replicas_are_identical(results):
+    for identical, fraction, matrices in results[2]:
+        assert identical
+        assert fraction > 0
+        assert matrices == 2
+
+
+def test_other_placements_are_refused_or_whole(results):
+    assert results[3] == [True, True]
