@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec import engine, losses, metrics
+from qkspec import activations, engine, losses, metrics
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.sequence import Run, Source, find_runs
 from qkspec.checkpoints.store import Checkpoint
@@ -54,6 +54,8 @@ class Settings:
         layout: a user's own layout.
         workers: processes; 0 chooses by the machine and the work.
         seed: of the tokens of the predicted maps.
+        offsets: token distances Δ at which rotary modules are measured as well.
+        activations: file of real activations, whose maps are measured beside the predicted ones.
     """
 
     sizes: tuple[int, ...] = metrics.DEFAULT_SIZES
@@ -66,6 +68,13 @@ class Settings:
     layout: Layout | None = None
     workers: int = 1
     seed: int = 0
+    offsets: tuple[int, ...] = ()
+    activations: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metric columns."""
+        return metrics.names(self.sizes, self.offsets, activations=self.activations is not None)
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
         measured.append(result)
         where = f"{result.facts.run}/{result.facts.name}"
         skipped.update({f"{where}/{module}": reason for module, reason in result.skipped.items()})
-    readings = concatenate([m.readings for m in measured], metrics.names(settings.sizes))
+    readings = concatenate([m.readings for m in measured], settings.columns)
     if not len(readings):
         raise InputError(next(iter(skipped.values())) if len(skipped) == 1 else _nothing(skipped))
     applicable = np.concatenate([m.applicable for m in measured if len(m.readings)])
@@ -224,14 +233,23 @@ def _measure_module(checkpoint: Checkpoint, found: Plan, module: Module, setting
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
     values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed)
+    values |= metrics.at_offsets(layer, settings.offsets)
+    if settings.activations is not None:
+        given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)
+        values |= metrics.on_activations(layer, *given)
     return _Part(module, values, sigma, layer.softmax and layer.qk_norm is None, remarks)
+
+
+@lru_cache(maxsize=1)
+def _activations(path: str) -> Mapping[str, NDArray[np.float32]]:
+    return activations.load(path)
 
 
 def _gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[_Part], settings: Settings, run: str) -> Measured:
     good = [part for part in parts if part.sigma is not None]
     tables = [_table(checkpoint, part, settings, run) for part in good]
     applicable = [np.full(len(table), part.applicable) for table, part in zip(tables, good, strict=True)]
-    readings = concatenate(tables, metrics.names(settings.sizes))
+    readings = concatenate(tables, settings.columns)
     remarks = dict.fromkeys((*found.remarks, *(remark for part in good for remark in part.remarks)))
     facts = CheckpointFacts(
         run=run,

@@ -5,6 +5,7 @@ projected as the model does; real hidden states are not isotropic, so predicted 
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from qkspec.qk import Array, Norm, QKLayer, QKNorm, Rotary
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
+Floats = TypeVar("Floats", F32, F64)
 
 DEFAULT_CONTEXT = 1024  # tokens in a row where the config names no number; √(2 ln T) moves by 13 % from 256 to 8192
 MAP_TOKENS = 64
@@ -94,8 +96,22 @@ def predicted_logits(layer: QKLayer, *, tokens: int = MAP_TOKENS, seed: int = 0)
     rng = np.random.default_rng((seed, d, d_k, tokens))
     x = rng.standard_normal((tokens, d), dtype=np.float32)
     y = x if d == d_k and not layer.block.endswith("cross") else rng.standard_normal((tokens, d_k), dtype=np.float32)
-    q = _project(_normalise(x, layer.q_input), layer.q, layer.q_bias, layer.clamp)
-    k = _project(_normalise(y, layer.k_input), layer.k, layer.k_bias, layer.clamp)
+    return logits(layer, _normalise(x, layer.q_input), _normalise(y, layer.k_input))
+
+
+def logits(layer: QKLayer, x: F32, y: F32) -> F32:
+    """Return the logits of given inputs under one module's weights, before the causal mask.
+
+    Args:
+        layer: the module.
+        x: (T', d) what its query projection is given, behind the input norm.
+        y: (T', d') what its key projection is given; x itself in self-attention.
+
+    Returns:
+        (heads, T', T') float32.
+    """
+    q = _project(x, layer.q, layer.q_bias, layer.clamp)
+    k = _project(y, layer.k, layer.k_bias, layer.clamp)
     scale: F32 | float = layer.scale
     if layer.qk_norm is not None:
         q, k = _qk_normalise(q, k, layer.qk_norm)
@@ -105,10 +121,10 @@ def predicted_logits(layer: QKLayer, *, tokens: int = MAP_TOKENS, seed: int = 0)
         q, k = _rotate(q, layer.rotary), _rotate(k, layer.rotary)
     k = np.repeat(k, layer.heads // layer.kv_heads, axis=0)
     with np.errstate(over="ignore", invalid="ignore"):  # weights may be anything; a map that is not finite is NaN
-        logits = (q @ k.transpose(0, 2, 1)) * scale
+        found = (q @ k.transpose(0, 2, 1)) * scale
         if layer.softcap is not None:
-            logits = layer.softcap * np.tanh(logits / layer.softcap)
-    return logits.astype(np.float32, copy=False)
+            found = layer.softcap * np.tanh(found / layer.softcap)
+    return found.astype(np.float32, copy=False)
 
 
 def predicted_map(layer: QKLayer, *, tokens: int | None = None, seed: int = 0) -> F32:
@@ -124,17 +140,39 @@ def predicted_map(layer: QKLayer, *, tokens: int | None = None, seed: int = 0) -
     """
     context = max(layer.context or DEFAULT_CONTEXT, 2)
     drawn = min(MAP_TOKENS, context) if tokens is None else tokens
-    logits = predicted_logits(layer, tokens=drawn, seed=seed) * np.float32(np.sqrt(np.log(drawn) / np.log(context)))
-    return softmax(logits, causal=layer.causal)
+    drawn_logits = predicted_logits(layer, tokens=drawn, seed=seed)
+    return softmax(drawn_logits * np.float32(np.sqrt(np.log(drawn) / np.log(context))), causal=layer.causal)
 
 
-def softmax(logits: F32, *, causal: bool) -> F32:
+def measured(layer: QKLayer, x: F32, y: F32 | None = None) -> tuple[MapIndices, F64]:
+    """Return the indices of a module's real attention maps, and the standard deviation of their logits.
+
+    Args:
+        layer: the module.
+        x: (batch, tokens, d) what the module was given in a forward pass, behind the input norm.
+        y: (batch, tokens, d') what its keys were given; x itself in self-attention.
+
+    Returns:
+        MapIndices, the mean over the batch; and (heads,) the standard deviation over all logits that the mask leaves.
+    """
+    keys = x if y is None else y
+    found, spreads = [], []
+    for own, other in zip(x, keys, strict=True):
+        given = logits(layer, own, other)
+        found.append(map_indices(softmax(given, causal=layer.causal), causal=layer.causal))
+        seen = np.tril(np.ones(given.shape[-2:], dtype=bool)) if layer.causal else np.ones(given.shape[-2:], dtype=bool)
+        spreads.append(given[:, seen].astype(np.float64).std(axis=1))
+    columns = ([getattr(one, name) for one in found] for name in ("entropy", "rank", "diagonal", "columns"))
+    return MapIndices(*(np.mean(column, axis=0) for column in columns)), np.asarray(np.mean(spreads, axis=0))
+
+
+def softmax(scores: F32, *, causal: bool) -> F32:
     """Return the softmax over the last axis of (..., T, T) logits, over the keys up to the query if causal."""
     if causal:
-        future = np.triu(np.ones(logits.shape[-2:], dtype=bool), k=1)
-        logits = np.where(future, np.float32(-np.inf), logits)
+        future = np.triu(np.ones(scores.shape[-2:], dtype=bool), k=1)
+        scores = np.where(future, np.float32(-np.inf), scores)
     with np.errstate(invalid="ignore"):  # Inf - Inf: the map becomes NaN, and its indices with it
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     result: F32 = weights / weights.sum(axis=-1, keepdims=True)
     return result
 
@@ -197,13 +235,35 @@ def _over_heads(x: F32, norm: QKNorm, gain: Array | None, bias: Array | None) ->
     return x if bias is None else x + bias[:, None, :].astype(np.float32)
 
 
+def rotated(k: Array, rotary: Rotary, offset: int) -> F64:
+    """Return R_Δ W_k for key projections k (kv_heads, d_q, d'): between tokens Δ apart M is W_q' R_Δ W_k.
+
+    Args:
+        k: (kv_heads, d_q, d').
+        rotary: the module's rotary embedding.
+        offset: Δ, the key's position less the query's.
+    """
+    columns = np.asarray(k, dtype=np.float64).transpose(0, 2, 1)
+    cos, sin = _angles(rotary, np.full(columns.shape[1], float(offset)))
+    return _turn(columns, rotary, cos, sin).transpose(0, 2, 1)
+
+
 def _rotate(x: F32, rotary: Rotary) -> F32:
     """Rotate (heads, T', d_q) by position 0 .. T' - 1."""
+    cos, sin = _angles(rotary, np.arange(x.shape[1], dtype=np.float64))
+    return _turn(x, rotary, cos.astype(np.float32), sin.astype(np.float32))
+
+
+def _angles(rotary: Rotary, positions: F64) -> tuple[F64, F64]:
     half = rotary.dims // 2
-    angle = np.arange(x.shape[1])[:, None] * rotary.theta ** (-np.arange(half) / half)
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    out = x.copy(order="K")
-    stop = rotary.start + rotary.dims
+    angle = positions[:, None] * rotary.theta ** (-np.arange(half) / half)
+    return np.cos(angle), np.sin(angle)
+
+
+def _turn(x: Floats, rotary: Rotary, cos: Floats, sin: Floats) -> Floats:
+    """Rotate (heads, n, d_q) by angles of cosines and sines (n, dims / 2)."""
+    half, stop = rotary.dims // 2, rotary.start + rotary.dims
+    out = x.copy()
     if rotary.pairing == "halves":
         first, second = slice(rotary.start, rotary.start + half), slice(rotary.start + half, stop)
     else:

@@ -8,13 +8,23 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec.attention import DEFAULT_CONTEXT, MapIndices, effective_rank, map_indices, predicted_map
+from qkspec.attention import (
+    DEFAULT_CONTEXT,
+    MapIndices,
+    effective_rank,
+    entropy_floor,
+    map_indices,
+    measured,
+    predicted_map,
+    rotated,
+)
 from qkspec.qk import Array, Norm, QKLayer
 from qkspec.spectrum import Spectra, spectra
 
 F64 = NDArray[np.float64]
 
 DEFAULT_SIZES = (1, 2, 4, 8)  # the s of sec_s
+MEASURED = ("measured_entropy", "measured_rank", "measured_diagonal", "measured_columns", "measured_logit_std")
 
 
 def sec(sigma: F64, s: int) -> F64:
@@ -154,6 +164,65 @@ def freezing_ratio(std: F64, context: int | None) -> F64:
     return np.asarray(std / np.sqrt(2 * np.log(max(context or DEFAULT_CONTEXT, 2))))
 
 
+def logit_bound(layer: QKLayer) -> F64:
+    """Return the largest |logit| that QK-norm allows whatever the input, (heads,); NaN without QK-norm.
+
+    A normalised vector has length √d_q (1 for "l2"; over all heads together, √(heads · d_q)), so with gains γ the
+    product is at most that length squared times max|γ_q∘γ_k|; biases add by the triangle inequality.
+    """
+    norm = layer.qk_norm
+    if norm is None:
+        return np.full(layer.heads, np.nan)
+    group = layer.heads // layer.kv_heads
+    gain_q, gain_k = _or_ones(norm.q_gain, layer.heads, layer.d_q), _or_ones(norm.k_gain, layer.kv_heads, layer.d_q)
+    bias_q = np.zeros_like(gain_q) if norm.q_bias is None else norm.q_bias.astype(np.float64)
+    bias_k = np.zeros_like(gain_k) if norm.k_bias is None else norm.k_bias.astype(np.float64)
+    gain_k, bias_k = np.repeat(gain_k, group, axis=0), np.repeat(bias_k, group, axis=0)
+    together = (1, 1) if norm.per_head else (layer.heads, layer.kv_heads)
+    long_q, long_k = (1.0, 1.0) if norm.kind == "l2" else np.sqrt(np.multiply(together, layer.d_q))
+    size = long_q * long_k * np.abs(gain_q * gain_k).max(axis=1)
+    size += long_q * np.linalg.norm(gain_q * bias_k, axis=1) + long_k * np.linalg.norm(gain_k * bias_q, axis=1)
+    size += np.abs(np.sum(bias_q * bias_k, axis=1))
+    scale = layer.scale if norm.temperature is None else norm.temperature.astype(np.float64)
+    bound = np.abs(scale) * size
+    return np.asarray(bound if layer.softcap is None else np.minimum(bound, layer.softcap))
+
+
+def floor(std: F64, context: int | None) -> F64:
+    """Return σReparam's lower bound on the entropy of a row of T logits of standard deviation ``std``, / ln T, (heads,)."""
+    tokens = max(context or DEFAULT_CONTEXT, 2)
+    return entropy_floor(std * math.sqrt(tokens), tokens) / math.log(tokens)
+
+
+def at_offsets(layer: QKLayer, offsets: Sequence[int]) -> dict[str, F64]:
+    """Return σ_1 and SEC(d_q, s*) of W_q' R_Δ W_k for each offset Δ, (heads,); NaN without rotary position.
+
+    With rotary position a query sees a key Δ tokens away through this matrix; Δ = 0 is M itself.
+    """
+    out: dict[str, F64] = {}
+    for offset in offsets:
+        sigma = np.full((layer.heads, layer.d_q), np.nan)
+        if layer.rotary is not None:
+            sigma = spectra(layer.q, rotated(layer.k, layer.rotary, offset)).sigma
+        out[f"sigma1_at_{offset}"] = _top(sigma)
+        out[f"sec_star_at_{offset}"] = sec(sigma, star(layer.d_q))
+    return out
+
+
+def on_activations(layer: QKLayer, x: Array | None, y: Array | None = None) -> dict[str, F64]:
+    """Return the indices of a module's real attention maps, (heads,) each; NaN where it was given no activations.
+
+    Args:
+        layer: the module.
+        x: (batch, tokens, d) what its query projection was given in a forward pass, behind the input norm.
+        y: (batch, tokens, d') likewise for the keys; None in self-attention.
+    """
+    if x is None:
+        return {name: np.full(layer.heads, np.nan) for name in MEASURED}
+    indices, std = measured(layer, x.astype(np.float32), None if y is None else y.astype(np.float32))
+    return dict(zip(MEASURED, (indices.entropy, indices.rank, indices.diagonal, indices.columns, std), strict=True))
+
+
 @dataclass(frozen=True)
 class Metric:
     """One column: its name, what it is in a sentence, where that comes from, and how it is computed from Facts."""
@@ -179,6 +248,8 @@ METRICS = (
     Metric("sigma1_wk", "spectral norm of W_k", "equation 1", lambda f: np.repeat(f.spectra.sigma1_k, f.layer.heads // f.layer.kv_heads)),
     Metric("logit_std", "standard deviation of a logit for independent x ~ N(0, I) behind the input norm", "appendix D", lambda f: f.logit_std),
     Metric("freezing_ratio", "κ = logit std / √(2 ln T); a row of logits freezes near 1", "random energy model", lambda f: freezing_ratio(f.logit_std, f.layer.context)),
+    Metric("logit_bound", "under QK-norm: the largest |logit| that the norm's gains, biases and scale allow, whatever the input", "", lambda f: logit_bound(f.layer)),
+    Metric("entropy_floor", "least entropy / ln T that a row of mean-zero logits of this standard deviation can have", "σReparam, Zhai et al. 2023", lambda f: floor(f.logit_std, f.layer.context)),
     Metric("mean_diagonal", "mean logit of a token on itself, scale · trace(M) with the gains folded in", "appendix C", lambda f: f.mean_diagonal),
     Metric("predicted_entropy", "mean row entropy / ln(row length) of the map that the weights predict", "figure 3", lambda f: f.predicted.entropy),
     Metric("predicted_rank", "effective rank / tokens of the predicted map", "figure 3", lambda f: f.predicted.rank),
@@ -195,11 +266,14 @@ def sec_metrics(sizes: Sequence[int]) -> tuple[Metric, ...]:
     )
 
 
-def names(sizes: Sequence[int] = DEFAULT_SIZES) -> tuple[str, ...]:
-    """Return the metric columns in the order of heads.csv."""
+def names(
+    sizes: Sequence[int] = DEFAULT_SIZES, offsets: Sequence[int] = (), *, activations: bool = False
+) -> tuple[str, ...]:
+    """Return the metric columns in the order of heads.csv; those of offsets and of activations stand last."""
     ordered = [metric.name for metric in METRICS]
     at = ordered.index("s99") + 1
-    return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:])
+    further = [f"{name}_at_{offset}" for offset in offsets for name in ("sigma1", "sec_star")]
+    return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further, *(MEASURED if activations else ()))
 
 
 def measure(layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int = 0) -> tuple[dict[str, F64], F64]:
@@ -249,16 +323,17 @@ def _gain(norm: Norm | None) -> Array | None:
 def _normalised_logit_std(layer: QKLayer) -> F64:
     assert layer.qk_norm is not None
     norm = layer.qk_norm
-    ones = np.ones((layer.heads, layer.d_q))
-    gain_q = ones if norm.q_gain is None else norm.q_gain.astype(np.float64)
-    gain_k = (
-        ones if norm.k_gain is None else np.repeat(norm.k_gain.astype(np.float64), layer.heads // layer.kv_heads, 0)
-    )
+    gain_q = _or_ones(norm.q_gain, layer.heads, layer.d_q)
+    gain_k = np.repeat(_or_ones(norm.k_gain, layer.kv_heads, layer.d_q), layer.heads // layer.kv_heads, axis=0)
     size = np.sqrt(np.sum((gain_q * gain_k) ** 2, axis=1))
     if norm.kind == "l2":  # unit vectors: each coordinate has variance 1/d_q
         size = size / layer.d_q
     scale = layer.scale if norm.temperature is None else norm.temperature.astype(np.float64)
     return np.asarray(np.abs(scale) * size)
+
+
+def _or_ones(gain: Array | None, heads: int, d_q: int) -> F64:
+    return np.ones((heads, d_q)) if gain is None else gain.astype(np.float64)
 
 
 def _bartlett(rng: np.random.Generator, d: int, d_q: int) -> F64:

@@ -18,7 +18,7 @@ FLOORS = (
     ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),
-    ("analysis", "judging"),
+    ("analysis", "judging", "activations"),
     ("gate",),
     ("reports", "watch", "callbacks", "train"),
     ("cli", "__main__"),

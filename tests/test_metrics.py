@@ -1,12 +1,14 @@
+import math
+
 import numpy as np
 import pytest
-from build import collapsed_layer, random_layer
+from build import collapsed_layer, layer_of, random_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qkspec import metrics
-from qkspec.qk import Norm, QKNorm
+from qkspec import attention, metrics
+from qkspec.qk import Norm, QKNorm, Rotary
 from qkspec.spectrum import singular_values
 
 spectra_of = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.floats(0, 1e6)).map(
@@ -127,7 +129,8 @@ def test_every_metric_is_measured_and_named():
     values, sigma = metrics.measure(random_layer(), sizes=(1, 3))
     assert tuple(values) == metrics.names((1, 3))
     assert all(len(column) == 4 for column in values.values())
-    assert all(np.isfinite(column).all() for column in values.values())
+    missing = {name for name, column in values.items() if not np.isfinite(column).all()}
+    assert missing == {"logit_bound"}, "which only QK-norm has"
     np.testing.assert_array_equal(values["sigma1"], sigma[:, 0])
     for metric in metrics.METRICS:
         assert metric.meaning
@@ -147,3 +150,72 @@ def test_a_collapsed_head_shows_it():
     assert values["freezing_ratio"][0] > 1
     assert values["predicted_entropy"][0] < 0.5
     assert values["predicted_rank"][0] < 0.2
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer", "l2"])
+@pytest.mark.parametrize("per_head", [True, False])
+def test_no_input_gives_a_logit_above_the_bound_of_qk_norm(kind, per_head):
+    rng = np.random.default_rng(0)
+    gain_q, gain_k, bias_q, bias_k = (rng.standard_normal((heads, 8)) for heads in (4, 2, 4, 2))
+    norm = QKNorm(kind, per_head, gain_q, gain_k, bias_q, bias_k)
+    layer = random_layer(heads=4, kv_heads=2, d_q=8, d=32, qk_norm=norm)
+    bound = metrics.logit_bound(layer)
+    largest = np.zeros(4)
+    for seed in range(20):
+        largest = np.maximum(largest, np.abs(attention.predicted_logits(layer, tokens=64, seed=seed)).max(axis=(1, 2)))
+    assert (largest <= bound * (1 + 1e-5)).all()
+    assert (largest > bound / 20).all()
+
+
+def test_the_bound_of_qk_norm_is_attained():
+    """One coordinate holds the whole length: √d_q · √d_q · scale · max γ_q γ_k."""
+    gain = np.array([[1.0, 3.0, 1.0, 1.0]])
+    w = np.zeros((1, 4, 4))
+    w[0, 1, 0] = 1
+    layer = layer_of(w, w, q_input=None, k_input=None, qk_norm=QKNorm("rms", q_gain=gain, k_gain=gain))
+    x = np.eye(4, dtype=np.float32)[:2] * 5
+    found = attention.logits(layer, x, x)[0, 0, 0]
+    assert metrics.logit_bound(layer)[0] == pytest.approx(found, rel=1e-5)
+    assert found == pytest.approx(4 * 9 * layer.scale)
+    assert np.isnan(metrics.logit_bound(random_layer())).all()
+
+
+@pytest.mark.parametrize("pairing", ["halves", "adjacent"])
+def test_spectra_at_rotary_offsets_against_a_rotation_written_out(pairing):
+    rotary = Rotary(4, theta=100.0, pairing=pairing, start=2)
+    layer = random_layer(heads=4, kv_heads=2, d_q=8, d=32, rotary=rotary)
+    found = metrics.at_offsets(layer, (0, 3, 100))
+    for offset in (0, 3, 100):
+        turn = np.eye(8)
+        for i, frequency in enumerate((1.0, 0.1)):
+            a, b = (2 + i, 4 + i) if pairing == "halves" else (2 + 2 * i, 3 + 2 * i)
+            angle = offset * frequency
+            turn[[a, a, b, b], [a, b, a, b]] = [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
+        for h in range(4):
+            sigma = np.linalg.svd(layer.q[h].T @ turn @ layer.k[h // 2], compute_uv=False)
+            assert found[f"sigma1_at_{offset}"][h] == pytest.approx(sigma[0])
+            assert found[f"sec_star_at_{offset}"][h] == pytest.approx(sigma[0] ** 2 / np.sum(sigma**2))
+    np.testing.assert_allclose(found["sigma1_at_0"], metrics.measure(layer)[0]["sigma1"])
+    assert np.isnan(metrics.at_offsets(random_layer(), (1,))["sigma1_at_1"]).all()
+
+
+def test_a_logit_between_two_tokens_depends_on_their_offset_as_that_matrix_says():
+    rotary = Rotary(8)
+    layer = random_layer(heads=1, d_q=8, d=16, rotary=rotary, q_input=None, k_input=None)
+    x = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    found = attention.logits(layer, x, x)[0]
+    for i in range(6):
+        for j in range(6):
+            m = layer.q[0].T @ attention.rotated(layer.k, rotary, j - i)[0]
+            assert found[i, j] == pytest.approx(float(x[i] @ m @ x[j]) * layer.scale, abs=1e-4)
+
+
+def test_the_floor_of_the_entropy_lies_below_what_such_rows_have():
+    rng = np.random.default_rng(0)
+    for std in (0.1, 0.5, 1.0, 3.0):
+        rows = rng.standard_normal((200, 64))
+        rows = std * (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)
+        p = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+        entropy = -(p * np.log(p)).sum(1) / math.log(64)
+        assert metrics.floor(np.array([std]), 64)[0] <= entropy.min() + 1e-12
+    assert metrics.floor(np.array([0.0]), 64)[0] == pytest.approx(1)
