@@ -120,7 +120,8 @@ class Monitor:
         return live.checkpoint_of(self._model, self._config, step)
 
     def _judge(self, checkpoint: Checkpoint, step: int) -> Judgement:
-        report = judge([measure(checkpoint, self._settings, run=RUN)], self._settings)
+        with live.one_blas_thread():
+            report = judge([measure(checkpoint, self._settings, run=RUN)], self._settings)
         return follow(report, self.last, step=step, stop_on=self.stop_on)
 
     def _outcome(self, checkpoint: Checkpoint, step: int) -> Judgement | QkspecError:

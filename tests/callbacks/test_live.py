@@ -76,3 +76,16 @@ def test_weights_whose_shapes_are_hidden_are_refused():
     model.weight.ds_id = 0
     with pytest.raises(UsageError, match="ZeRO-3"):
         live.check_whole(model)
+
+
+def test_blas_is_held_to_one_thread_for_as_long_as_a_measurement_takes():
+    control = pytest.importorskip("threadpoolctl")
+
+    def threads():
+        return [pool["num_threads"] for pool in control.threadpool_info() if pool["user_api"] == "blas"]
+
+    with control.threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with live.one_blas_thread():
+            assert set(threads()) == {1}
+        assert threads() == before
