@@ -16,7 +16,8 @@ FULL = replace(PER_HEAD, per_head=False)
 LLAMA = Layout(
     "llama",
     ("llama", "mistral", "mixtral", "ministral3", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text",
-     "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "exaone", "internlm3", "yi", "minicpm", "gpt_oss", "granite_", "hunyuan_v1_dense"),
+     "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "exaone", "internlm3", "yi", "minicpm", "gpt_oss", "moshi", "solar_open",
+     "iquestcoder", "ultrabert_", "higgs_audio_v2", "hunyuan_"),
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
 MLA = Latent(*(f"layers.{{}}.self_attn.{part}" for part in ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")))
@@ -97,7 +98,7 @@ DECODERS = (
     like_llama("glm", "glm", "glm4", "glm4v_text", "glm_ocr_text", rotary=RotaryRule("adjacent", 0.5)),
     like_llama("helium", rotary=ADJACENT),
     like_llama("ernie4_5", "ernie4_5", "ernie4_5_moe", rotary=ADJACENT),
-    like_llama("granite", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "granite_swa", "granitemoe_swa",
+    like_llama("granite", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "granite_swa", "granitemoe_swa", "hyperclovax",
                scale=from_key("attention_multiplier")),
     like_llama("gemma", norm=GEMMA),
     like_llama("gemma2", "gemma2", "vaultgemma", norm=GEMMA, scale=from_key("query_pre_attn_scalar", -0.5), softcap="attn_logit_softcapping"),
@@ -128,6 +129,17 @@ DECODERS = (
     like_llama("lfm2", "lfm2", "lfm2_moe", norm=InputNorm("layers.{}.operator_norm", "rms"), qk_norm=replace(PER_HEAD_LN, kind="rms")),
     like_llama("qwen3_next", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", norm=GEMMA, qk_norm=replace(PER_HEAD, offset=1.0),
                rotary=RotaryRule(share=0.25), weights=replace(QK, q_parts="qg", q_units=None)),
+    like_llama("ultrabert", causal=False),
+    like_llama("hunyuan_v1", "hunyuan_v1_dense", "hunyuan_v1_moe", qk_norm=QKNormAt(
+        "layers.{}.self_attn.query_layernorm", "layers.{}.self_attn.key_layernorm")),
+    like_llama("mimo_v2_flash", head_dim=("head_dim_",)),
+    like_llama("nemotron_h", weights=Separate("layers.{}.mixer.q_proj", "layers.{}.mixer.k_proj"), norm=InputNorm("layers.{}.norm", "rms"), rotary=None),
+    like_llama("recurrent_gemma", weights=Separate("layers.{}.temporal_block.q_proj", "layers.{}.temporal_block.k_proj"),
+               norm=InputNorm("layers.{}.temporal_pre_norm", "rms", 1.0), rotary=RotaryRule(share=0.5)),
+    like_llama("mllama", "mllama_text_model"),
+    like_llama("mllama", "mllama_text_model", block="cross", rotary=None, unknown=("norm of the image tokens",), qk_norm=QKNormAt(
+        "layers.{}.cross_attn.q_norm", "layers.{}.cross_attn.k_norm"), causal=False,
+        weights=Separate("layers.{}.cross_attn.q_proj", "layers.{}.cross_attn.k_proj")),
     like_llama("diffllama", remarks=("each map is the difference of two softmaxes, of which this is one",)),
     like_llama("eurobert", causal=False),
     like_llama("biogpt", norm=InputNorm("layers.{}.self_attn_layer_norm"), rotary=None),

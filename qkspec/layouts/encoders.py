@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qkspec.layouts.facts import disentangled_scale, fixed
+from qkspec.layouts.facts import disentangled_scale, fixed, from_key
 from qkspec.layouts.layout import Fused, InputNorm, Layout, RotaryRule, Separate
 
 # fmt: off  (a row is read across, not down)
@@ -10,7 +10,8 @@ POST = InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNor
 BERT = Layout(
     "bert",
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie", "layoutlm", "markuplm",
-     "roc_bert", "splinter", "mobilebert_", "dpr", "tapas", "visual_bert", "big_bird", "luke_", "canine_", "git", "ibert_"),
+     "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert", "luke", "xmod", "lilt", "layoutlmv3", "bridgetower_text_model", "altclip_text_model", "chinese_clip_text_model",
+     "clap_text_model", "align_text_model", "blip_2_qformer_"),
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"), full=True, kv_heads=(), head_dim=(),
     norm=POST, by_name=True,
 )
@@ -22,7 +23,8 @@ def like_bert(name: str, *model_types: str, **facts: object) -> Layout:
     return replace(BERT, **{"name": name, "model_types": model_types or (name,), "by_name": False, **facts})  # type: ignore[arg-type]
 
 
-def pair(name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "encoder_attn", first: tuple[str, str] = EMBEDDED, **facts: object) -> tuple[Layout, ...]:
+def pair(name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "encoder_attn", first: tuple[str, str] = EMBEDDED,
+         keys: str = "encoder.layer_norm", **facts: object) -> tuple[Layout, ...]:
     """Return the three rows of an encoder and a decoder with the names of BART.
 
     Args:
@@ -30,6 +32,7 @@ def pair(name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "e
         cross: what the decoder calls its attention to the encoder.
         first: the norms that feed the first layer of each where ``post`` ("" where none does).
         post: whether the norms stand after attention and MLP (BART, Marian) or before them (mBART, Whisper).
+        keys: the norm at the end of the encoder, where not ``post``.
         facts: what else differs, for all three.
     """
     rows, firsts = [], dict(zip(("encoder", "decoder"), first, strict=True))
@@ -38,11 +41,11 @@ def pair(name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "e
         after = InputNorm(f"{side}.layers.{{}}.final_layer_norm", first=firsts[side])
         other = attention == cross
         inside = InputNorm("decoder.layers.{}.self_attn_layer_norm") if other else after
-        keys = InputNorm("encoder.layers.{}.final_layer_norm" if post else "encoder.layer_norm", last=True) if other else None
+        fed = InputNorm("encoder.layers.{}.final_layer_norm" if post else keys, last=True) if other else None
         row = Layout(
             name, model_types, Separate(f"{side}.layers.{{}}.{attention}.q_proj", f"{side}.layers.{{}}.{attention}.k_proj"), block,
             heads=(f"{side}_attention_heads", "num_attention_heads"), kv_heads=(), head_dim=(), full=not other,
-            norm=inside if post else before, k_norm=keys, causal=block == "decoder.self",
+            norm=inside if post else before, k_norm=fed, causal=block == "decoder.self",
         )
         rows.append(replace(row, **facts))  # type: ignore[arg-type]
     return tuple(rows)
@@ -90,10 +93,29 @@ ENCODERS = (
               rotary=RotaryRule(), causal=True),
     like_bert("xlnet", weights=Separate("layer.{}.rel_attn.q", "layer.{}.rel_attn.k"), inputs_first=True, heads=("n_head", "num_attention_heads"),
               norm=InputNorm("layer.{}.ff.layer_norm", first=""), remarks=("content-position terms and their biases are added",)),
+    like_bert("convbert", head_ratio="head_ratio", full=False, remarks=("half of the mixing is done by convolutions",)),
+    like_bert("squeezebert", norm=InputNorm("encoder.layers.{}.output.layernorm", first="embeddings.LayerNorm"), full=False,
+              weights=Separate("encoder.layers.{}.attention.query", "encoder.layers.{}.attention.key", groups=("q_groups", "k_groups"))),
+    like_bert("xlm", "xlm", "flaubert", weights=Separate("attentions.{}.q_lin", "attentions.{}.k_lin"), heads=("n_heads",),
+              when={"pre_norm": False}, norm=InputNorm("layer_norm2.{}", first="layer_norm_emb")),
+    like_bert("flaubert", weights=Separate("attentions.{}.q_lin", "attentions.{}.k_lin"), heads=("n_heads",), when={"pre_norm": True},
+              norm=InputNorm("layer_norm1.{}")),
+    like_bert("nomic_bert", weights=Fused("encoder.layers.{}.attn.Wqkv"), full=False, norm=InputNorm("encoder.layers.{}.norm2", first="emb_ln"),
+              rotary=RotaryRule()),
+    like_bert("jina_embeddings_v3", weights=Fused("encoder.layers.{}.mixer.Wqkv"), norm=InputNorm("encoder.layers.{}.norm2", first="emb_ln"),
+              rotary=RotaryRule()),
+    like_bert("gte", weights=Fused("encoder.layer.{}.attention.qkv_proj"), norm=InputNorm("encoder.layer.{}.mlp_ln", first="embeddings.LayerNorm"),
+              rotary=RotaryRule()),
     # sound
+    like_bert("wav2vec2-conformer", "wav2vec2-conformer", "wav2vec2-bert", norm=InputNorm("encoder.layers.{}.self_attn_layer_norm"),
+              weights=Separate("encoder.layers.{}.self_attn.linear_q", "encoder.layers.{}.self_attn.linear_k"),
+              remarks=("terms by relative position may be added",)),
+    like_bert("audio_encoder", "qwen2_audio_encoder", "voxtral_encoder", "moss_transcribe_diarize_audio", "audioflamingo3_encoder",
+              weights=Separate("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj"), norm=InputNorm("layers.{}.self_attn_layer_norm"),
+              heads=("encoder_attention_heads", "num_attention_heads")),
     *(replace(BERT, name=kind, model_types=types, by_name=False, norm=norm, when={"do_stable_layer_norm": pre},
               weights=Separate("encoder.layers.{}.attention.q_proj", "encoder.layers.{}.attention.k_proj"))
-      for kind, types in (("wav2vec2", ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio", "sew")), )
+      for kind, types in (("wav2vec2", ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio", "sew", "wavlm")), )
       for pre, norm in ((False, InputNorm("encoder.layers.{}.final_layer_norm", first="encoder.layer_norm")),
                         (True, InputNorm("encoder.layers.{}.layer_norm")))),
     # encoder and decoder
@@ -101,6 +123,20 @@ ENCODERS = (
     *pair("blenderbot-small", ("blenderbot-small",), post=True, first=("encoder.layernorm_embedding", "")),
     *pair("mbart", ("mbart", "pegasus", "blenderbot", "m2m_100", "speech_to_text", "whisper"), post=False),
     *pair("nllb-moe", ("nllb-moe",), post=False, cross="cross_attention"),
+    *pair("pegasus_x", ("pegasus_x",), post=False)[1:],
+    *pair("bigbird_pegasus", ("bigbird_pegasus",), post=False, keys="encoder.layernorm_embedding")[1:],
+    like_bert("bigbird_pegasus", weights=Separate("encoder.layers.{}.self_attn.self.query", "encoder.layers.{}.self_attn.self.key"),
+              block="encoder.self", heads=("encoder_attention_heads",), norm=InputNorm("encoder.layers.{}.self_attn_layer_norm")),
+    *pair("fsmt", ("fsmt",), post=True, first=("", "")),
+    *pair("led", ("led",), post=True)[1:],
+    *(Layout("t5gemma", ("t5gemma", "t5_gemma_module"), Separate(f"{side}.layers.{{}}.{attention}.q_proj", f"{side}.layers.{{}}.{attention}.k_proj"),
+             block, norm=InputNorm(f"{side}.layers.{{}}.pre_{attention}_layernorm", "rms", 1.0), scale=from_key("query_pre_attn_scalar", -0.5),
+             k_norm=InputNorm("encoder.norm", "rms", 1.0, last=True) if attention == "cross_attn" else None,
+             rotary=RotaryRule() if attention == "self_attn" else None, softcap="attn_logit_softcapping", causal=block == "decoder.self")
+      for block, side, attention in (("encoder.self", "encoder", "self_attn"), ("decoder.self", "decoder", "self_attn"),
+                                     ("decoder.cross", "decoder", "cross_attn"))),
+    *t5("longt5", ("longt5",), "LocalSelfAttention")[:1],
+    *t5("longt5", ("longt5",), "TransientGlobalSelfAttention")[:1],
     *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "udop", "pop2piano", "longt5")),
 )
 # fmt: on

@@ -59,6 +59,8 @@ def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = 
 def given(row: Layout, config: Config, numbers: tuple[int, ...]) -> Given:
     """Return what the config says about a module's heads."""
     heads = count(config, row.heads, numbers)
+    if heads is not None and row.head_ratio is not None:
+        heads = max(1, heads // (count(config, (row.head_ratio,)) or 1))
     kv_heads = heads if row.kv_heads == () else count(config, row.kv_heads, numbers)
     return Given(heads, kv_heads, count(config, row.head_dim, numbers))
 

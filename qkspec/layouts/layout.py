@@ -160,6 +160,7 @@ class Layout:
         inputs_first: the weight is stored (d, rows), as Conv1D does.
         heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it; kv_heads = () says
             that every query head has its own key head.
+        head_ratio: config key by which the stated count of heads is divided (ConvBERT).
         when: config facts that must hold for this row ("multi_query": True); a missing key reads as None.
         scale: factor on the logits.
         norm, k_norm: normalisation of the queries' and keys' input (k_norm None: the same); norm None: not known.
@@ -182,6 +183,7 @@ class Layout:
     heads: tuple[str, ...] | int = HEADS
     kv_heads: tuple[str, ...] | int = KV_HEADS
     head_dim: tuple[str, ...] = HEAD_DIM
+    head_ratio: str | None = None
     when: Mapping[str, object] = field(default_factory=dict)
     scale: ScaleRule = inverse_root
     norm: InputNorm | None = None

@@ -26,13 +26,14 @@ def layers_of(checkpoint: Checkpoint, **options) -> list[QKLayer]:
 
 
 def pair_up(layers: Sequence[QKLayer], maps: Iterable[Map]) -> list[tuple[QKLayer, Map]]:
-    """Pair each layer that was read with the module whose path ends alike; every module is used once."""
-    free = {found.path: found for found in maps}
-    pairs = []
-    for layer in layers:
-        best = max(free, key=lambda path: alike(layer.name, path))
-        pairs.append((layer, free.pop(best)))
-    return pairs
+    """Pair layers that were read with modules that ran, the most alike paths first; each is used once."""
+    truths = {found.path: found for found in maps}
+    ranked = sorted(((alike(layer.name, path), i, path) for i, layer in enumerate(layers) for path in truths), reverse=True)
+    pairs: dict[int, str] = {}
+    for _, i, path in ranked:
+        if i not in pairs and path not in pairs.values():
+            pairs[i] = path
+    return [(layers[i], truths[path]) for i, path in sorted(pairs.items())]
 
 
 def alike(one: str, two: str) -> tuple[int, int]:
@@ -57,7 +58,11 @@ def affine(weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
 def check_layer(layer: QKLayer, truth: Map, *, norms: bool = True) -> None:
     """Assert that a layer's spectra, bilinear form, scale and norms are the model's own."""
     where = f"{layer.name} against {truth.path}"
-    mine, theirs = forms(affine(layer.q, layer.q_bias), affine(layer.k, layer.k_bias)) * layer.scale, forms(truth.wq, truth.wk) * truth.factor
+    scale = np.full(layer.heads, layer.scale)
+    if layer.qk_norm is not None and layer.qk_norm.temperature is not None:
+        scale = np.asarray(layer.qk_norm.temperature, float)
+    mine = forms(affine(layer.q, layer.q_bias), affine(layer.k, layer.k_bias)) * scale[:, None, None]
+    theirs = forms(truth.wq, truth.wk) * truth.factor[:, None, None]
     assert mine.shape == theirs.shape, f"{where}: heads and widths {mine.shape}, the model's {theirs.shape}"
     for head in range(layer.heads):
         m, w = mine[head, :-1, :-1], theirs[head, :-1, :-1]

@@ -29,7 +29,8 @@ class Caught:
         x, y: (samples, d) random inputs of queries and of keys.
         q, k: (samples, heads, d_q) as they arrive at the call.
         factor: what the call multiplies q'k by, where it says; None where the softmax has to tell.
-        scores: (samples, heads) what went into the softmax.
+        dots: (batch, heads, tokens, tokens') q'k, held until the softmax tells their factor.
+        slopes: (heads,) that factor.
         natural: (samples, d) the input the module would have had, and the keys' likewise.
         normed: norm modules that ran inside, between input and call.
     """
@@ -42,8 +43,8 @@ class Caught:
     factor: float | None
     natural: torch.Tensor
     natural_y: torch.Tensor
-    tokens: int
-    scores: torch.Tensor | None = None
+    dots: torch.Tensor | None = None
+    slopes: torch.Tensor | None = None
     normed: list[str] = field(default_factory=list)
 
 
@@ -58,11 +59,15 @@ class Watch(TorchFunctionMode):
         self.caught: dict[str, Caught] = {}
         self.normed: dict[torch.nn.Module, list[str]] = {}
         self.natural: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of a stand-in ▸ (it, what it stands for)
+        self.still = False
         self.interface = 0
         self.generator = torch.Generator().manual_seed(7)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.stack and func is torch.nn.functional.normalize:
+            self.normed.setdefault(self.stack[-1], []).append("normalize")
+            return args[0]
         if self.stack and not self.interface:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 q, k = args[0], args[1]
@@ -110,15 +115,28 @@ class Watch(TorchFunctionMode):
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
             return
         self.caught[name] = Caught(
-            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), x.shape[-2], normed=list(self.normed.get(owner, []))
+            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), normed=list(self.normed.get(owner, []))
         )
+        if factor is None:
+            with torch._C.DisableTorchFunction():
+                batch = q.shape[0] if q.ndim > 3 else max(1, made[0].shape[0] * made[0].shape[1] // (q.shape[0] and made[0].shape[1] * q.shape[1]))
+                dots = q.detach().double() @ k.detach().double().transpose(-1, -2)
+                self.caught[name].dots = dots.reshape(batch, made[0].shape[1], *dots.shape[-2:])
 
     def softmax(self, scores) -> None:
         held = self.caught.get(self.names.get(self.stack[-1]))
-        if held is not None and held.scores is None and held.factor is None:
-            samples, heads = held.q.shape[:2]
-            if scores.numel() == samples * heads and scores.shape[-1] == 1:
-                held.scores = scores.detach().reshape(samples, heads).clone()
+        if held is not None and held.dots is not None and held.slopes is None and scores.numel() == held.dots.numel():
+            scores = scores.detach().double().reshape(held.dots.shape)
+            held.slopes = slopes(held.dots, scores)
+
+
+def slopes(dots: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return (heads,): the factor of q'k in the scores, whatever is added that is the same in every sequence."""
+    seen = torch.isfinite(scores) & (scores > -1e4)
+    scores = torch.where(seen, scores, 0.0)
+    dots = torch.where(seen, dots, 0.0)
+    a, b = dots - dots.mean(0), scores - scores.mean(0)
+    return (a * b).sum((0, 2, 3)) / (a * a).sum((0, 2, 3))
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -129,6 +147,8 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
     """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q), matched to x (batch, tokens, d)."""
     batch, tokens = int(np.prod(x.shape[:-2])), x.shape[-2]
     q = q.detach()
+    if q.ndim == 3 and x.ndim == 2 and q.shape[1] == tokens:
+        q = q[None]
     if q.ndim == 5:  # (batch, heads, windows, tokens, d_q) and the like: fold the ones
         ones = [i for i, n in enumerate(q.shape[:-1]) if n == 1]
         if not ones:
@@ -146,12 +166,13 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
 
 
 @contextmanager
-def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION) -> Iterator[Watch]:
-    """Run the model inside this, then read ``watch.caught``."""
+def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, still: bool = False) -> Iterator[Watch]:
+    """Run the model inside this, then read ``watch.caught``; ``still`` replaces every rotation by the identity."""
     names = {module: name for name, module in model.named_modules()}
     alike = {module for module in names if attention.search(type(module).__name__) and not NORM.search(type(module).__name__)}
     leaves = {module for module in alike if not any(child in alike for child in module.modules() if child is not module)}
     watch = Watch(names)
+    watch.still = still
     with ExitStack() as stack:
         for module in names:
             if module in leaves:
@@ -190,7 +211,7 @@ def enter(watch: Watch, module, args, kwargs):
     order: list[torch.Tensor] = []
 
     def swap(value):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 3 or value.shape[-1] < 2:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 2 or value.shape[-1] < 2:
             return value
         if id(value) not in fresh:
             fresh[id(value)] = torch.randn(value.shape, generator=watch.generator, dtype=torch.float64).to(value.dtype)
@@ -198,7 +219,7 @@ def enter(watch: Watch, module, args, kwargs):
         return fresh[id(value)]
 
     with torch._C.DisableTorchFunction():
-        width = next((a.shape[-1] for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim >= 3), None)
+        width = next((a.shape[-1] for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim >= 2), None)
         if width is None:
             return args, kwargs
         new_args = list(args)
@@ -211,6 +232,9 @@ def enter(watch: Watch, module, args, kwargs):
         new_kwargs = {}
         for key, value in kwargs.items():
             new_kwargs[key] = swap(value) if key in ROLES + OTHER else value
+        if watch.still and isinstance(kwargs.get("position_embeddings"), tuple):
+            cos, sin = kwargs["position_embeddings"]
+            new_kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
     if order:
         x = fresh[id(order[0])]
         other = next((kwargs[key] for key in OTHER if isinstance(kwargs.get(key), torch.Tensor) and kwargs[key].ndim >= 3), None)
@@ -278,35 +302,33 @@ class Map:
     path: str
     wq: np.ndarray  # (heads, d_q, d + 1), the last column the bias
     wk: np.ndarray
-    factor: float
+    factor: np.ndarray  # (heads,)
     natural: np.ndarray
     natural_y: np.ndarray
     normed: tuple[str, ...]
 
 
-def regress(caught: Caught, *, first_token: bool = False) -> Map:
+def regress(caught: Caught, *, every: int = 1) -> Map:
     """Return the maps; AssertionError where q or k is no affine function of the input.
 
     Args:
         caught: an attention call.
-        first_token: use only each sequence's first token, the one that rotary position leaves alone.
+        every: use every so many tokens only: the first of each sequence, which rotary position leaves alone.
     """
-    if first_token:
+    if every > 1:
         for name in ("x", "y", "q", "k", "natural", "natural_y"):
-            setattr(caught, name, getattr(caught, name)[:: caught.tokens])
-        if caught.scores is not None:
-            caught.scores = caught.scores[:: caught.tokens]
+            setattr(caught, name, getattr(caught, name)[::every])
     wq, natural_y = affine(caught.x, caught.q), caught.natural_y
     try:
+        assert len(caught.y) == len(caught.k)
         wk = affine(caught.y, caught.k)
-    except AssertionError:  # the second argument was a residual, and keys come from the first after all
+    except AssertionError:  # the second argument was something else, and keys come from the first after all
         wk, natural_y = affine(caught.x, caught.k), caught.natural
-    factor = caught.factor
-    if factor is None:
-        assert caught.scores is not None, f"{caught.path}: no softmax was seen"
-        groups = caught.q.shape[1] // caught.k.shape[1]
-        dots = (caught.q * caught.k.repeat_interleave(groups, 1)).sum(-1)
-        factor = slope(dots, caught.scores.double())
+    if caught.factor is None:
+        assert caught.slopes is not None, f"{caught.path}: no softmax was seen"
+        factor = caught.slopes.numpy()
+    else:
+        factor = np.full(wq.shape[0], caught.factor)
     return Map(caught.path, wq, wk, factor, caught.natural.numpy(), natural_y.numpy(), tuple(caught.normed))
 
 
@@ -320,8 +342,3 @@ def affine(x: torch.Tensor, q: torch.Tensor) -> np.ndarray:
     left = np.abs(one @ found - target).max() / (np.abs(target).max() + 1e-30)
     assert left < 1e-5, f"not an affine map of the input (residual {left:.1e})"
     return found.T.reshape(heads, d_q, -1)
-
-
-def slope(dots: torch.Tensor, scores: torch.Tensor) -> float:
-    a, b = (dots - dots.mean(0)).flatten(), (scores - scores.mean(0)).flatten()
-    return float((a @ b) / (a @ a))

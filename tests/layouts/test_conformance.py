@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from layouts.agree import check_layer, layers_of, open_saved, pair_up  # noqa: E402
 from layouts.capture import regress, watching  # noqa: E402
-from layouts.tiny import Case, build, inputs  # noqa: E402
+from layouts.tiny import Case, build, filled, inputs  # noqa: E402
 from layouts.zoo import CASES  # noqa: E402
 
 
@@ -24,9 +24,11 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     model = model.double().eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
-    with torch.no_grad(), watching(model) as watch:
+    with torch.no_grad(), watching(model, still=case.still) as watch:
         model(**inputs(model, case))
-    maps = [regress(caught, first_token=case.first_token) for caught in watch.caught.values()]
+        for path, feed in case.also:
+            model.get_submodule(path)(**filled(feed))
+    maps = [regress(caught, every=case.every) for caught in watch.caught.values()]
     assert layers, "nothing was read"
     assert len(layers) + case.unread - case.unrun == len(maps), f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
     for layer, truth in pair_up(layers, maps):

@@ -50,8 +50,10 @@ class Case:
         feed: extra inputs by name: a shape of floats, or a tensor; None leaves an input out.
         unread: how many of the attention calls that run are knowingly not in the table.
         unrun: how many of the modules that are read do not run on these inputs.
-        first_token: compare on the first token of each sequence only (images with rotary position).
+        every: compare on every so many tokens only, the first of each image (rotary position).
         batch: how many images or sounds are fed.
+        also: parts of the model to run besides (their path and inputs), such as a vision tower.
+        still: switch rotary position off, where no token stands at position zero.
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -62,8 +64,10 @@ class Case:
     feed: dict[str, Any] = field(default_factory=dict)
     unread: int = 0
     unrun: int = 0
-    first_token: bool = False
+    every: int = 1
     norms: bool = True
+    also: tuple[tuple[str, dict[str, Any]], ...] = ()
+    still: bool = False
     batch: int = 8
 
 
@@ -121,7 +125,7 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator) * 0.2
                 parameter.copy_(noise + 1 if parameter.ndim == 1 and name.endswith("weight") else noise)
     return model
@@ -145,9 +149,11 @@ def inputs(model: torch.nn.Module, case: Case) -> dict[str, Any]:
         fed["input_ids"] = ids
     if "decoder_input_ids" in taken:
         fed["decoder_input_ids"] = ids[: len(next(iter(fed.values())))]
-    for key, value in case.feed.items():
-        fed[key] = floats(*value) if isinstance(value, tuple) else value
-    return {key: value for key, value in fed.items() if value is not None}
+    return {key: value for key, value in (fed | filled(case.feed)).items() if value is not None}
+
+
+def filled(feed: dict[str, Any]) -> dict[str, Any]:
+    return {key: floats(*value) if isinstance(value, tuple) else value for key, value in feed.items()}
 
 
 def floats(*shape: int) -> torch.Tensor:
