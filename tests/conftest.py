@@ -4,6 +4,9 @@ import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
 
 _DECLARED: list[object] = []
 
@@ -32,8 +35,6 @@ class TorchvisionOperators(MetaPathFinder):
 
 
 def _loads(folder: str) -> bool:
-    from pathlib import Path
-
     import torch
 
     extension = next(Path(folder).glob("_C*.so"), None)
@@ -46,3 +47,9 @@ def _loads(folder: str) -> bool:
 
 
 sys.meta_path.insert(0, TorchvisionOperators())
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """A sound run of 13 checkpoints, written by ``qkspec train``."""
+    return Path(__file__).parent.parent / "sample_ckpts" / "adamw2"

@@ -161,7 +161,9 @@ def test_names_from_a_checkpoint_are_inert(tmp_path):
 
 def test_a_closed_pipe_is_no_error(tmp_path):
     path = gpt2(tmp_path / "a")
-    command = f"{sys.executable} -m qkspec analyze {path} --format csv | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m qkspec analyze {path} --format csv | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
@@ -169,7 +171,12 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing():
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m qkspec explain > /dev/full"], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+        ["bash", "-c", f"{sys.executable} -m qkspec explain > /dev/full"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 4
     one_line(done.stderr)
