@@ -32,7 +32,7 @@ def draw_map(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     most = max(len(verdicts) for _, verdicts in rows)
     gap = " " if margin + 2 * most <= width else ""
     room = max((width - margin) // (1 + len(gap)), 1)
-    yield Text(glyphs.say(f"  layer × head at {view.at(-1)}")[:width], "bold")
+    yield Text(f"  {glyphs.name(f'layer × head at {view.at(-1)}')}"[:width], "bold")
     for label, verdicts in rows:
         for start in range(0, len(verdicts), room):
             head = label if start == 0 else ""
