@@ -25,7 +25,7 @@ def train(
         Path | None,
         typer.Option(help="Go on with the run in this folder; other options given change it.", rich_help_panel=_OUT),
     ] = None,
-    model: Annotated[str, typer.Option(help="gpt.", rich_help_panel=_MODEL)] = _D.model,
+    model: Annotated[str, typer.Option(help="gpt or vit.", rich_help_panel=_MODEL)] = _D.model,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=_MODEL)] = _D.layers,
     heads: Annotated[int, typer.Option(help="Attention heads a block.", rich_help_panel=_MODEL)] = _D.heads,
     width: Annotated[int, typer.Option(help="Model dimensions d.", rich_help_panel=_MODEL)] = _D.width,
@@ -33,6 +33,11 @@ def train(
         int, typer.Option("--context", help="Tokens a sequence.", rich_help_panel=_MODEL)
     ] = _D.context,
     vocab: Annotated[int, typer.Option(help="Token ids; 256 is bytes.", rich_help_panel=_MODEL)] = _D.vocab,
+    mlp: Annotated[int, typer.Option(help="Inner width of the ViT's MLP; 0: 4 d.", rich_help_panel=_MODEL)] = _D.mlp,
+    image_size: Annotated[int, typer.Option(help="Pixels a side.", rich_help_panel=_MODEL)] = _D.image_size,
+    patch: Annotated[int, typer.Option(help="Pixels a side of a patch.", rich_help_panel=_MODEL)] = _D.patch,
+    channels: Annotated[int, typer.Option(help="Of an image: 1 or 3.", rich_help_panel=_MODEL)] = _D.channels,
+    classes: Annotated[int, typer.Option(help="Of images.", rich_help_panel=_MODEL)] = _D.classes,
     norm: Annotated[str, typer.Option(help="layer or rms.", rich_help_panel=_MODEL)] = _D.norm,
     norm_position: Annotated[str, typer.Option(help="pre or post.", rich_help_panel=_MODEL)] = _D.norm_position,
     qk_norm: Annotated[bool, typer.Option(help="Normalise queries and keys.", rich_help_panel=_MODEL)] = _D.qk_norm,
@@ -41,7 +46,11 @@ def train(
     tied: Annotated[bool, typer.Option(help="Share input and output embedding.", rich_help_panel=_MODEL)] = _D.tied,
     data: Annotated[
         str,
-        typer.Option(help="stdlib, a text file, a folder of them, or a nanoGPT .bin (uint16).", rich_help_panel=_DATA),
+        typer.Option(
+            help="stdlib (Python's sources) or digits (scikit-learn's); a text file, a folder of them, a nanoGPT "
+            ".bin (uint16); a folder of images, one subfolder a class.",
+            rich_help_panel=_DATA,
+        ),
     ] = _D.data,
     batch: Annotated[int, typer.Option(help="Sequences a micro-batch.", rich_help_panel=_DATA)] = _D.batch,
     accumulate: Annotated[int, typer.Option(help="Micro-batches a step.", rich_help_panel=_DATA)] = _D.accumulate,

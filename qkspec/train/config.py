@@ -22,6 +22,11 @@ class TrainConfig:
     width: int = 128  # d, model dimensions
     context: int = 64  # tokens a sequence (GPT)
     vocab: int = 256  # token ids (GPT); 256 is bytes
+    mlp: int = 0  # inner width of the MLP (ViT); 0 is 4 width
+    image_size: int = 8  # pixels a side (ViT)
+    patch: int = 2  # pixels a side of a patch; divides image_size
+    channels: int = 1  # of an image: 1 or 3
+    classes: int = 10  # of images
     norm: str = "layer"  # layer | rms
     norm_position: str = "pre"  # pre | post: the norm before the sublayer, or after the residual sum
     qk_norm: bool = False  # normalise queries and keys per head (RMS, learned gain)
@@ -29,7 +34,7 @@ class TrainConfig:
     init: str = "xavier"  # xavier | gpt2: uniform by fan in and out, or N(0, 0.02) with scaled output projections
     tied: bool = False  # share the token embedding with the output layer (GPT)
     # data
-    data: str = "stdlib"  # stdlib | path of text files or a folder | nanoGPT .bin (uint16) | digits
+    data: str = "auto"  # stdlib (GPT) or digits (ViT) | text file or folder, nanoGPT .bin | folder of images
     batch: int = 16  # sequences (or images) a micro-batch
     accumulate: int = 1  # micro-batches a step
     # optimizer
@@ -68,6 +73,8 @@ class TrainConfig:
                 raise UsageError(f"--{_flag(name)} {getattr(self, name)} is outside {low:g} to {high:g}")
         if self.width % self.heads:
             raise UsageError(f"--heads {self.heads} does not divide --width {self.width}")
+        if self.image_size % self.patch:
+            raise UsageError(f"--patch {self.patch} does not divide --image-size {self.image_size}")
         if self.warmup > self.steps:
             raise UsageError(f"--warmup {self.warmup} is longer than the run of --steps {self.steps}")
 
@@ -93,6 +100,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "width": (1, 65_536),
     "context": (1, 1_048_576),
     "vocab": (2, 65_536),
+    "mlp": (0, 1_048_576),
+    "image_size": (1, 8192),
+    "patch": (1, 8192),
+    "channels": (1, 3),
+    "classes": (2, 1_000_000),
     "batch": (1, 65_536),
     "accumulate": (1, 65_536),
     "steps": (0, 10**9),

@@ -64,7 +64,7 @@ class Tokens(Data):
 
 def load(config: TrainConfig) -> Data:
     """Return the data that ``config.data`` names; InputError when it is not there or holds nothing to train on."""
-    if config.data == "stdlib":
+    if config.data in ("auto", "stdlib"):
         root = Path(sysconfig.get_paths()["stdlib"])
         return Tokens(_joined(_sources(root)), config, "Python standard library sources")
     path = Path(config.data)

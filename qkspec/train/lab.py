@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from qkspec.errors import UsageError
 from qkspec.optim.sigma_reparam import SigmaReparam
-from qkspec.train import data
+from qkspec.train import data, images
 from qkspec.train.config import TrainConfig
 from qkspec.train.models import registry
 
@@ -37,7 +37,7 @@ def build(config: TrainConfig) -> Lab:
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     device = resolve_device(config.device)
-    material = data.load(config)
+    material = (images if registry.kind(config.model).data == "images" else data).load(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = registry.module(config.model).build(config).to(device)
@@ -76,11 +76,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimizer; only tensors of two or more dimensions decay."""
+    """Return the optimizer; see ``decays`` for what decays."""
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     groups = [
-        {"params": [(n, w) for n, w in named if w.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [(n, w) for n, w in named if w.ndim < 2], "weight_decay": 0.0},
+        {"params": [(n, w) for n, w in named if decays(n, w)], "weight_decay": config.weight_decay},
+        {"params": [(n, w) for n, w in named if not decays(n, w)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
@@ -90,6 +90,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     from qkspec.optim.adamw2 import AdamW2
 
     return AdamW2(groups, lr=config.lr, betas=betas, eps=config.eps, tau=config.tau, seed=config.seed)
+
+
+def decays(name: str, weight: Tensor) -> bool:
+    """Say whether a weight decays: matrices do, token embeddings too; vectors, the class token and positions do not."""
+    return weight.ndim > 1 and name not in ("cls_token", "pos_embed")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -20,7 +20,10 @@ class Kind(NamedTuple):
     data: str
 
 
-MODELS: tuple[Kind, ...] = (Kind("gpt", "qkspec.train.models.gpt", "tokens"),)
+MODELS: tuple[Kind, ...] = (
+    Kind("gpt", "qkspec.train.models.gpt", "tokens"),
+    Kind("vit", "qkspec.train.models.vit", "images"),
+)
 
 BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in MODELS})
 
