@@ -56,10 +56,15 @@ class Tokens(Data):
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return ids and the ids that follow them, both (batch, context) int64."""
         ids, config = self._splits[split], self._config
-        rng = np.random.default_rng((config.seed, _SPLITS[split], step, micro))
+        rng = draw(config.seed, split, step, micro)
         starts = rng.integers(0, len(ids) - config.context, size=config.batch)
         rows = torch.from_numpy(np.stack([ids[i : i + config.context + 1].astype(np.int64) for i in starts]))
         return rows[:, :-1], rows[:, 1:]
+
+
+def draw(seed: int, split: str, step: int, micro: int) -> np.random.Generator:
+    """Return the generator of one batch. Validation batches are the same for every seed, so that runs compare."""
+    return np.random.default_rng((seed if split == "train" else 0, _SPLITS[split], step, micro))
 
 
 def load(config: TrainConfig) -> Data:

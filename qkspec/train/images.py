@@ -11,10 +11,9 @@ from torch import Tensor
 
 from qkspec.errors import InputError, UsageError
 from qkspec.train.config import TrainConfig
-from qkspec.train.data import Data
+from qkspec.train.data import Data, draw
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
-_SPLITS = {"train": 0, "validation": 1}
 _HELD_OUT = 5  # every fifth image of a fixed shuffle is for validation
 
 
@@ -44,7 +43,7 @@ class Images(Data):
 
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return images (batch, channels, size, size) and their classes (batch,)."""
-        rng = np.random.default_rng((self._config.seed, _SPLITS[split], step, micro))
+        rng = draw(self._config.seed, split, step, micro)
         chosen = rng.choice(self._splits[split], size=self._config.batch)
         return torch.from_numpy(self.pixels(chosen)), torch.from_numpy(self._labels[chosen])
 
