@@ -16,7 +16,7 @@ FULL = replace(PER_HEAD, per_head=False)
 LLAMA = Layout(
     "llama",
     ("llama", "mistral", "mixtral", "ministral3", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text",
-     "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "exaone", "internlm3", "yi", "minicpm", "gpt_oss", "moshi", "solar_open",
+     "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "exaone", "internlm3", "yi", "minicpm", "gpt_oss", "solar_open",
      "iquestcoder", "ultrabert_", "higgs_audio_v2", "hunyuan_"),
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
@@ -132,10 +132,7 @@ DECODERS = (
     like_llama("ultrabert", causal=False),
     like_llama("hunyuan_v1", "hunyuan_v1_dense", "hunyuan_v1_moe", qk_norm=QKNormAt(
         "layers.{}.self_attn.query_layernorm", "layers.{}.self_attn.key_layernorm")),
-    like_llama("mimo_v2_flash", head_dim=("head_dim_",)),
     like_llama("nemotron_h", weights=Separate("layers.{}.mixer.q_proj", "layers.{}.mixer.k_proj"), norm=InputNorm("layers.{}.norm", "rms"), rotary=None),
-    like_llama("recurrent_gemma", weights=Separate("layers.{}.temporal_block.q_proj", "layers.{}.temporal_block.k_proj"),
-               norm=InputNorm("layers.{}.temporal_pre_norm", "rms", 1.0), rotary=RotaryRule(share=0.5)),
     like_llama("mllama", "mllama_text_model"),
     like_llama("mllama", "mllama_text_model", block="cross", rotary=None, unknown=("norm of the image tokens",), qk_norm=QKNormAt(
         "layers.{}.cross_attn.q_norm", "layers.{}.cross_attn.k_norm"), causal=False,

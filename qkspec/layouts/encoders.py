@@ -10,8 +10,8 @@ POST = InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNor
 BERT = Layout(
     "bert",
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie", "layoutlm", "markuplm",
-     "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert", "luke", "xmod", "lilt", "layoutlmv3", "bridgetower_text_model", "altclip_text_model", "chinese_clip_text_model",
-     "clap_text_model", "align_text_model", "blip_2_qformer_"),
+     "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert", "luke", "xmod", "bridgetower_text_model", "altclip_text_model", "chinese_clip_text_model",
+     "clap_text_model", "align_text_model", "blip_text_model"),
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"), full=True, kv_heads=(), head_dim=(),
     norm=POST, by_name=True,
 )
@@ -69,6 +69,9 @@ def t5(name: str, model_types: tuple[str, ...], encoder: str = "SelfAttention") 
 
 ENCODERS = (
     BERT,
+    like_bert("bert", *BERT.model_types, block="cross", full=False, norm=InputNorm("encoder.layer.{}.attention.output.LayerNorm"),
+              weights=Separate("encoder.layer.{}.crossattention.self.query", "encoder.layer.{}.crossattention.self.key"),
+              unknown=("the keys come from another model",)),
     like_bert("rembert", norm=replace(POST, first="")),
     like_bert("megatron-bert", norm=InputNorm("encoder.layer.{}.attention.ln")),
     like_bert("roberta-prelayernorm", norm=InputNorm("encoder.layer.{}.attention.LayerNorm")),
@@ -109,7 +112,7 @@ ENCODERS = (
     # sound
     like_bert("wav2vec2-conformer", "wav2vec2-conformer", "wav2vec2-bert", norm=InputNorm("encoder.layers.{}.self_attn_layer_norm"),
               weights=Separate("encoder.layers.{}.self_attn.linear_q", "encoder.layers.{}.self_attn.linear_k"),
-              remarks=("terms by relative position may be added",)),
+              remarks=("terms by relative position may be added, with biases of their own",)),
     like_bert("audio_encoder", "qwen2_audio_encoder", "voxtral_encoder", "moss_transcribe_diarize_audio", "audioflamingo3_encoder",
               weights=Separate("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj"), norm=InputNorm("layers.{}.self_attn_layer_norm"),
               heads=("encoder_attention_heads", "num_attention_heads")),
@@ -128,7 +131,6 @@ ENCODERS = (
     like_bert("bigbird_pegasus", weights=Separate("encoder.layers.{}.self_attn.self.query", "encoder.layers.{}.self_attn.self.key"),
               block="encoder.self", heads=("encoder_attention_heads",), norm=InputNorm("encoder.layers.{}.self_attn_layer_norm")),
     *pair("fsmt", ("fsmt",), post=True, first=("", "")),
-    *pair("led", ("led",), post=True)[1:],
     *(Layout("t5gemma", ("t5gemma", "t5_gemma_module"), Separate(f"{side}.layers.{{}}.{attention}.q_proj", f"{side}.layers.{{}}.{attention}.k_proj"),
              block, norm=InputNorm(f"{side}.layers.{{}}.pre_{attention}_layernorm", "rms", 1.0), scale=from_key("query_pre_attn_scalar", -0.5),
              k_norm=InputNorm("encoder.norm", "rms", 1.0, last=True) if attention == "cross_attn" else None,

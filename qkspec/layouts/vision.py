@@ -7,7 +7,7 @@ from qkspec.layouts.layout import RAW, Fused, InputNorm, Layout, QKNormAt, Rotar
 # fmt: off  (a row is read across, not down)
 WINDOWED = ("a bias by relative position is added; attention stays within windows",)
 VIT = Layout(
-    "vit", ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "videomae", "audio-spectrogram-transformer", "yolos", "vit_hybrid",
+    "vit", ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "audio-spectrogram-transformer", "yolos", "vit_hybrid",
             "vilt", "flava_image_model", "flava_text_model", "flava_multimodal_model", "timesformer_"),
     Separate("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.key"), full=True, kv_heads=(), head_dim=(),
     norm=InputNorm("encoder.layer.{}.layernorm_before"), by_name=True,
@@ -36,6 +36,7 @@ VISION = (
     VIT,
     like(VIT, "vit_mae", block="decoder.self", heads=("decoder_num_attention_heads",), norm=InputNorm("decoder.decoder_layers.{}.layernorm_before"),
          weights=Separate("decoder.decoder_layers.{}.attention.attention.query", "decoder.decoder_layers.{}.attention.attention.key")),
+    like(VIT, "videomae", biases=("encoder.layer.{}.attention.attention.q_bias", None)),
     like(VIT, "beit", "beit", "data2vec-vision", remarks=("a bias by relative position may be added",)),
     like(VIT, "dinov2", "dinov2", "dinov2_with_registers", "pixio_", norm=InputNorm("encoder.layer.{}.norm1")),
     like(VIT, "dinov3_vit", weights=Separate("layer.{}.attention.q_proj", "layer.{}.attention.k_proj"), norm=InputNorm("layer.{}.norm1"),
@@ -51,7 +52,6 @@ VISION = (
     like(VIT, "segformer", full=False, heads=("num_attention_heads",), norm=InputNorm("encoder.block.{}.{}.layer_norm_1"),
          weights=Separate("encoder.block.{}.{}.attention.self.query", "encoder.block.{}.{}.attention.self.key"),
          remarks=("keys come from a coarser map",)),
-    like(VIT, "hiera", full=False, weights=Fused("encoder.stages.{}.layers.{}.attn.qkv"), norm=InputNorm("encoder.stages.{}.layers.{}.layernorm_before")),
     like(VIT, "timesformer", weights=Fused("encoder.layer.{}.attention.attention.qkv"), norm=InputNorm("encoder.layer.{}.layernorm_before")),
     like(VIT, "timesformer", weights=Fused("encoder.layer.{}.temporal_attention.attention.qkv"), block="temporal",
          norm=InputNorm("encoder.layer.{}.temporal_layernorm")),

@@ -111,6 +111,8 @@ class Watch(TorchFunctionMode):
         if owner is None or name is None or name in self.caught:
             return
         x, y, natural, natural_y = self.inputs[owner]
+        if shape_up(k, y) is None:  # the second argument was something else, and keys come from the first
+            y, natural_y = x, natural
         made = shape_up(q, x), shape_up(k, y)
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
             return
@@ -211,7 +213,7 @@ def enter(watch: Watch, module, args, kwargs):
     order: list[torch.Tensor] = []
 
     def swap(value):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 2 or value.shape[-1] < 2:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 2 or value.shape[-1] < 2 and (value.ndim != 3 or value.shape[1] < 8):
             return value
         if id(value) not in fresh:
             fresh[id(value)] = torch.randn(value.shape, generator=watch.generator, dtype=torch.float64).to(value.dtype)
@@ -237,6 +239,9 @@ def enter(watch: Watch, module, args, kwargs):
             new_kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
     if order:
         x = fresh[id(order[0])]
+        if x.ndim == 3 and x.shape[-1] == 1:  # (batch, d, tokens), as SqueezeBERT's convolutions have it
+            order[0] = order[0].transpose(1, 2)
+            x = fresh[id(order[0])] = x.transpose(1, 2)
         other = next((kwargs[key] for key in OTHER if isinstance(kwargs.get(key), torch.Tensor) and kwargs[key].ndim >= 3), None)
         if other is None and len(order) > 1:
             other = order[1]

@@ -54,6 +54,7 @@ class Case:
         batch: how many images or sounds are fed.
         also: parts of the model to run besides (their path and inputs), such as a vision tower.
         still: switch rotary position off, where no token stands at position zero.
+        zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k that would blur the comparison).
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -68,6 +69,7 @@ class Case:
     norms: bool = True
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
     still: bool = False
+    zero: tuple[str, ...] = ()
     batch: int = 8
 
 
@@ -117,16 +119,17 @@ def build(case: Case) -> torch.nn.Module:
     model = getattr(transformers, case.auto)
     model = model.from_config(config) if case.auto.startswith("Auto") else model(config)
     assert sum(p.numel() for p in model.parameters()) < 4_000_000, "not a tiny model"
-    return scramble(model)
+    return scramble(model, case.zero)
 
 
-def scramble(model: torch.nn.Module) -> torch.nn.Module:
+def scramble(model: torch.nn.Module, zero: tuple[str, ...] = ()) -> torch.nn.Module:
     """Give every parameter its own random values; gains around one, so that no two norms look alike."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator) * 0.2
+                noise = noise * 0 if any(part in name for part in zero) else noise
                 parameter.copy_(noise + 1 if parameter.ndim == 1 and name.endswith("weight") else noise)
     return model
 
