@@ -1,40 +1,147 @@
-"""Map a function over tasks: in turn, or over worker processes. Results come in the order of the tasks."""
+"""Map a function over tasks, results in their order: in turn, over worker processes, or on a Ray cluster."""
 
+import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import islice
-from multiprocessing import get_context
-from typing import TypeVar
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any, Generic, TypeVar
+
+from qkspec.errors import QkspecError, UsageError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 AHEAD = 4  # tasks in flight a worker: enough to keep it busy, few enough that results never pile up
 
 
-def run(function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int = 1) -> Iterator[Result]:
-    """Yield function(task) for each task, in order.
+class Engine(StrEnum):
+    """Where tasks run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True)
+class Ready(Generic[Value]):
+    """Something among the tasks that needs no work: its value takes its turn among the results."""
+
+    value: Value
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Iterable[Task | Ready[Value]], *, workers: int = 1
+) -> Iterator[Result | Value]:
+    """Yield function(task) for each task, and the value of each Ready one, in order.
 
     Args:
         function: picklable when workers > 1.
         tasks: read lazily, never more than a few ahead of the results.
-        workers: processes; 1 runs in this one. Each worker should use one BLAS thread (see ``one_blas_thread``).
+        workers: processes; 1 runs in this one. Each uses one BLAS thread unless the environment says otherwise.
+
+    Raises:
+        QkspecError: a worker process was killed, which is what a machine does that runs out of memory.
     """
     if workers <= 1:
-        yield from map(function, tasks)
+        for task in tasks:
+            yield task.value if isinstance(task, Ready) else function(task)
         return
-    queue: deque[Future[Result]] = deque()
-    source = iter(tasks)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    one_blas_thread()
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+    finished = False
     try:
-        queue.extend(pool.submit(function, task) for task in islice(source, workers * AHEAD))
-        while queue:
-            yield queue.popleft().result()
-            queue.extend(pool.submit(function, task) for task in islice(source, 1))
+        yield from _in_order(
+            tasks, lambda task: pool.submit(function, task), lambda future: future.result(), workers * AHEAD
+        )
+        finished = True
+    except BrokenProcessPool as error:
+        raise QkspecError(
+            "a worker process was killed, probably because memory ran out; use fewer workers (--workers 1)"
+        ) from error
     finally:
+        if not finished:  # interrupted: nobody waits for what is still being computed
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_ray(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task | Ready[Value]],
+    *,
+    address: str | None = None,
+    gpus: float = 0.0,
+) -> Iterator[Result | Value]:
+    """Yield what ``run`` yields, computed by a Ray cluster. A task whose worker or node dies is computed again.
+
+    Args:
+        function: picklable, of a module that the cluster's nodes have installed.
+        tasks: read lazily, a few ahead of the results for each processor of the cluster.
+        address: of a running cluster ("auto", "ray://host:10001"); None starts one on this machine.
+        gpus: GPUs that a task needs.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError('--engine ray needs Ray: pip install "qkspec[ray]"') from error
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
+    try:
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(function)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        get: Callable[[Any], Result] = ray.get
+        yield from _in_order(tasks, remote.remote, get, int(resources.get("CPU", 1)) * AHEAD)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _in_order(
+    tasks: Iterable[Task | Ready[Value]], submit: Callable[[Task], Any], result: Callable[[Any], Result], ahead: int
+) -> Iterator[Result | Value]:
+    """Keep ``ahead`` tasks submitted, and yield results and the values of Ready ones in the order of the tasks."""
+    queue: deque[Ready[Value] | Any] = deque()
+    source = iter(tasks)
+
+    def fill(count: int) -> None:
+        queue.extend(task if isinstance(task, Ready) else submit(task) for task in islice(source, count))
+
+    fill(ahead)
+    while queue:
+        first = queue.popleft()
+        yield first.value if isinstance(first, Ready) else result(first)
+        del first
+        fill(1)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def cpu_count() -> int:

@@ -2,7 +2,7 @@
 
 M = W_q'W_k is d x d' of rank at most d_q. Triangular factors of W_q' = A R and W_k' = B S leave a d_q x d_q core R S'
 with the same nonzero singular values. R is the Cholesky factor of the Gram matrix W_q W_q' where that matrix's own
-eigenvalues prove it right to 1e-10 (see WELL_CONDITIONED), and comes from Householder QR of the weights everywhere else:
+eigenvalues prove it right to 1e-10 (see WELL_CONDITIONED), and comes from Householder QR of the weights elsewhere:
 on heads of condition 1e13 Cholesky fails and a full SVD of the product loses five digits, but QR keeps every value.
 """
 

@@ -18,8 +18,8 @@ FLOORS = (
     ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),
-    ("analysis", "judging", "activations"),
-    ("gate",),
+    ("analysis", "judging", "activations", "measuring", "streaming", "cache"),
+    ("gate", "comparison"),
     ("reports", "watch", "callbacks", "train"),
     ("cli", "__main__"),
 )

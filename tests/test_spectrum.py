@@ -13,7 +13,14 @@ def draw(seed, heads, kv_heads, d_q, d, d_k=None):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
 def test_equals_the_svd_of_the_product(seed, kv_heads, group, d_q, d, d_k):
     q, k = draw(seed, kv_heads * group, kv_heads, d_q, d, d_k)
     sigma = singular_values(q, k)
@@ -56,7 +63,10 @@ def test_every_value_at_condition_1e13(order, mixed):
 def test_collapsed_head_of_the_width_of_a_real_one():
     """d_q = 64 on d = 256: two strong directions over a floor 1e-6 of them, so that M has condition above 1e12."""
     rng = np.random.default_rng(1)
-    q, k = (rng.standard_normal((64, 2)) @ rng.standard_normal((2, 256)) + 1e-6 * rng.standard_normal((64, 256)) for _ in "qk")
+    q, k = (
+        rng.standard_normal((64, 2)) @ rng.standard_normal((2, 256)) + 1e-6 * rng.standard_normal((64, 256))
+        for _ in "qk"
+    )
     ours = singular_values(q[None], k[None])[0]
     assert ours[0] / ours[-1] > 1e12
     # M's least value is determined to about 1e-9 by float64 weights; a head of 8 of its rows is checked with 60 digits.

@@ -1,0 +1,211 @@
+"""Measure one checkpoint: its attention modules to parts, and the parts to the checkpoint's own table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec import activations, metrics
+from qkspec.attention import DEFAULT_CONTEXT
+from qkspec.checkpoints.store import Checkpoint
+from qkspec.engine import Engine
+from qkspec.errors import QkspecError
+from qkspec.judging import CheckpointFacts
+from qkspec.layouts.find import Module, Plan, plan, read
+from qkspec.layouts.layout import Layout
+from qkspec.readings import NO_STEP, Column, Readings, concatenate, text
+from qkspec.theorem import Limits
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and how.
+
+    Args:
+        sizes: the s of the sec_s columns.
+        limits: thresholds of the verdicts.
+        layers, heads: only these numbers; empty is all.
+        num_heads, num_kv_heads: for files that carry no head count.
+        context: tokens in an attention row, for files that do not say.
+        layout: a user's own layout.
+        workers: processes; 0 chooses by the machine and the work.
+        seed: of the tokens of the predicted maps.
+        offsets: token distances Δ at which rotary modules are measured as well.
+        activations: file of real activations, whose maps are measured beside the predicted ones.
+        device: "cpu", "cuda", "mps", or "auto", which chooses by the work and by what there is.
+        engine: where the work is done.
+        ray_address: of a running Ray cluster; None starts one on this machine.
+        cache: folder of results of earlier analyses; None keeps none.
+        keep_spectra: whether results carry their singular values, for a report directory.
+    """
+
+    sizes: tuple[int, ...] = metrics.DEFAULT_SIZES
+    limits: Limits = field(default_factory=Limits)
+    layers: frozenset[int] = frozenset()
+    heads: frozenset[int] = frozenset()
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    context: int | None = None
+    layout: Layout | None = None
+    workers: int = 1
+    seed: int = 0
+    offsets: tuple[int, ...] = ()
+    activations: str | None = None
+    device: str = "cpu"
+    engine: Engine = Engine.LOCAL
+    ray_address: str | None = None
+    cache: Path | None = None
+    keep_spectra: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metric columns."""
+        return metrics.names(self.sizes, self.offsets, activations=self.activations is not None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One checkpoint, measured.
+
+    Args:
+        facts: its provenance.
+        readings: one row a module and head.
+        applicable: (rows,) whether Theorem 1 applies.
+        spectra: attention module to (heads, d_q) singular values; empty if they were not kept.
+        skipped: module or checkpoint to the reason it was not measured.
+    """
+
+    facts: CheckpointFacts
+    readings: Readings
+    applicable: NDArray[np.bool_]
+    spectra: Mapping[str, F64]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that could not be measured, and the sentence that says why."""
+
+    run: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module's numbers, or the reason there are none. ``module`` is its place in the plan."""
+
+    module: int
+    values: Mapping[str, F64] = field(default_factory=dict)
+    sigma: F64 | None = None
+    applicable: bool = True
+    remarks: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def measure(checkpoint: Checkpoint, settings: Settings, *, run: str = "") -> Measured:
+    """Measure every head of one checkpoint in this process, one module in memory at a time.
+
+    Args:
+        checkpoint: opened; closed on return.
+        settings: what to measure.
+        run: name of its run.
+
+    Raises:
+        CheckpointError, LayoutError: it cannot be read, or its q and k cannot be told apart with certainty.
+    """
+    try:
+        found = plan_for(checkpoint, settings)
+        parts = measure_modules(checkpoint, found, chosen(found, settings), settings)
+    finally:
+        checkpoint.store.close()
+    return gather(checkpoint, found, parts, settings, run)
+
+
+def plan_for(checkpoint: Checkpoint, settings: Settings) -> Plan:
+    """Find the attention modules of a checkpoint by the settings' layout and head counts."""
+    return plan(checkpoint, layout=settings.layout, num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads)
+
+
+def chosen(found: Plan, settings: Settings) -> list[int]:
+    """Return the places in a plan of the modules that the settings ask for."""
+    return [i for i, m in enumerate(found.modules) if not settings.layers or m.layer in settings.layers]
+
+
+def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int], settings: Settings) -> list[Part]:
+    """Measure some modules of a checkpoint, one after the other."""
+    return [_measure_module(checkpoint, found, index, settings) for index in modules]
+
+
+def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings: Settings, run: str) -> Measured:
+    """Return the measured parts of a checkpoint as one table, in the order of the plan."""
+    good = [(found.modules[part.module], part) for part in parts if part.sigma is not None]
+    tables = [_table(checkpoint, module, part, settings, run) for module, part in good]
+    applicable = [np.full(len(table), part.applicable) for table, (_, part) in zip(tables, good, strict=True)]
+    readings = concatenate(tables, settings.columns)
+    remarks = dict.fromkeys((*found.remarks, *(remark for _, part in good for remark in part.remarks)))
+    facts = CheckpointFacts(
+        run=run,
+        name=checkpoint.name,
+        step=checkpoint.step,
+        path=checkpoint.path,
+        format=checkpoint.store.format,
+        family=found.family,
+        stored=", ".join(dict.fromkeys(module.stored for module, _ in good)),
+        modules=len(good),
+        heads=len(readings),
+        remarks=tuple(remarks),
+    )
+    skipped = {**found.skipped, **{found.modules[part.module].name: part.problem for part in parts if part.problem}}
+    spectra = {module.name: part.sigma for module, part in good if part.sigma is not None}
+    return Measured(facts, readings, np.concatenate([np.empty(0, bool), *applicable]), spectra, skipped)
+
+
+def _measure_module(checkpoint: Checkpoint, found: Plan, index: int, settings: Settings) -> Part:
+    try:
+        layer = read(checkpoint, found, found.modules[index])
+    except QkspecError as error:
+        return Part(index, problem=str(error))
+    remarks = layer.remarks
+    if layer.context is None:
+        layer = replace(layer, context=settings.context)
+        if settings.context is None:
+            remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
+    if layer.unknown:
+        remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
+    values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed)
+    values |= metrics.at_offsets(layer, settings.offsets)
+    if settings.activations is not None:
+        given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)
+        values |= metrics.on_activations(layer, *given)
+    return Part(index, values, sigma, layer.softmax and layer.qk_norm is None, remarks)
+
+
+@lru_cache(maxsize=1)
+def _activations(path: str) -> Mapping[str, NDArray[np.float32]]:
+    return activations.load(path)
+
+
+def _table(checkpoint: Checkpoint, module: Module, part: Part, settings: Settings, run: str) -> Readings:
+    heads = np.arange(module.heads, dtype=np.int64)
+    step = NO_STEP if checkpoint.step is None else checkpoint.step
+    columns: dict[str, Column] = {
+        "run": text(run, module.heads),
+        "checkpoint": text(checkpoint.name, module.heads),
+        "step": np.full(module.heads, step, dtype=np.int64),
+        "block": text(module.block, module.heads),
+        "layer": np.full(module.heads, module.layer, dtype=np.int64),
+        "module": text(module.name, module.heads),
+        "head": heads,
+        "kv_head": heads // (module.heads // module.kv_heads),
+        "d_model": np.full(module.heads, module.d_model, dtype=np.int64),
+        "d_q": np.full(module.heads, module.d_q, dtype=np.int64),
+        **part.values,
+    }
+    table = Readings(columns)
+    return table.where(np.isin(heads, list(settings.heads))) if settings.heads else table
