@@ -25,6 +25,14 @@ def train(
         Path | None,
         typer.Option(help="Go on with the run in this folder; other options given change it.", rich_help_panel=_OUT),
     ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Named settings, under the options given: gpt-demo, vit-demo, gpt2, gpt2-medium, gpt2-large, vit-s, "
+            "vit-b, vit-l, vit-g.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "",
     model: Annotated[str, typer.Option(help="gpt or vit.", rich_help_panel=_MODEL)] = _D.model,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=_MODEL)] = _D.layers,
     heads: Annotated[int, typer.Option(help="Attention heads a block.", rich_help_panel=_MODEL)] = _D.heads,
@@ -127,7 +135,16 @@ def train(
     knobs = {_KNOB.get(name, name): value for name, value in context.params.items() if name not in _OURS}
     given = {_KNOB.get(name, name) for name in knobs_given(context)}
     request = Request(
-        knobs, frozenset(given), out, resume, compare, learning_rates, fail_on_nan, quiet, not no_progress
+        knobs,
+        frozenset(given),
+        out,
+        resume,
+        preset=preset,
+        compare=compare,
+        rates=learning_rates,
+        fail_on_nan=fail_on_nan,
+        quiet=quiet,
+        live=not no_progress,
     )
     code = conduct(request)
     if code:
@@ -135,7 +152,7 @@ def train(
 
 
 _KNOB = {"context_length": "context", "compile_model": "compile"}
-_OURS = ("out", "resume", "compare", "learning_rates", "fail_on_nan", "quiet", "no_progress")
+_OURS = ("out", "resume", "preset", "compare", "learning_rates", "fail_on_nan", "quiet", "no_progress")
 
 
 def knobs_given(context: typer.Context) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from qkspec.errors import UsageError
-from qkspec.train import bakeoff, display, save
+from qkspec.train import bakeoff, display, presets, save
 from qkspec.train import run as runs
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.loop import Step
@@ -26,6 +26,7 @@ class Request:
         given: the names of those that the user wrote.
         out: folder of a new run, or None for the default name.
         resume: folder of a run to go on with, or None.
+        preset: a name of PRESETS, under the knobs that the user wrote; empty for none.
         compare: remedies to run side by side, comma-separated, or "all"; empty for one run.
         rates: learning rates of the comparison, comma-separated; empty for the one of the knobs.
         fail_on_nan: exit 1 when the run ends in a loss that is not finite.
@@ -37,6 +38,7 @@ class Request:
     given: frozenset[str]
     out: Path | None
     resume: Path | None
+    preset: str = ""
     compare: str = ""
     rates: str = ""
     fail_on_nan: bool = False
@@ -51,7 +53,7 @@ def conduct(request: Request) -> int:
     if request.resume and request.out:
         raise UsageError("--resume goes on in its own folder; leave out --out")
     changes = {name: request.knobs[name] for name in request.given}
-    config = runs.recorded(request.resume, changes) if request.resume else from_dict(request.knobs)
+    config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
     start, last, validation = time.perf_counter(), Step(0), None
     with runs.listening() as stop:
@@ -66,10 +68,18 @@ def conduct(request: Request) -> int:
     return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
 
 
+def wanted(request: Request) -> TrainConfig:
+    """Return the config of a new run: the defaults, then the preset, then what the user wrote."""
+    settings = dict(request.knobs)
+    if request.preset:
+        settings |= {k: v for k, v in presets.knobs(request.preset).items() if k not in request.given}
+    return from_dict(settings)
+
+
 def _compare(request: Request) -> int:
     if request.resume:
         raise UsageError("--compare goes on by itself: give it the same --out again, without --resume")
-    base = from_dict(request.knobs)
+    base = wanted(request)
     out = request.out or Path("runs", f"bakeoff-{base.model}-s{base.seed}")
     rates = bakeoff.rates_of(request.rates)
     trials = bakeoff.plan(base, [w.strip() for w in request.compare.split(",") if w.strip()], rates, out)

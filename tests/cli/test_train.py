@@ -111,3 +111,12 @@ def test_remedies_are_compared_in_one_command(
         f"{name}-lr{lr}" for name in ("adamw", "adamw2") for lr in ("0.003", "0.01")
     ]
     assert main([*command, "--resume", str(out)]) == 2
+
+
+def test_a_preset_lies_under_the_options_given(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *options, "--preset", "gpt2", "--steps", "1", "--accumulate", "1", "--out", str(out)]) == 0
+    settings = json.loads((out / "run.json").read_text())["train_config"]
+    assert (settings["width"], settings["steps"]) == (16, 1)
+    assert (settings["tau"], settings["clip"], settings["vocab"]) == (0.01, 1.0, 50_304)
+    assert main(["train", *options, "--preset", "gpt5", "--out", str(tmp_path / "other")]) == 2

@@ -1,0 +1,67 @@
+"""Named settings: small ones that run in a minute or two on two cores, and those of the paper's table 2 (appendix N).
+
+A paper preset holds what the paper states; the reference code bases (nanoGPT, timm) fill in the rest. The image presets
+leave out the paper's augmentation, label smoothing and stochastic depth: their losses are not those of its table 1.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from qkspec.errors import UsageError
+
+
+class Preset(NamedTuple):
+    """A name, what it is in one line, and the knobs it sets."""
+
+    name: str
+    about: str
+    knobs: Mapping[str, Any]
+
+
+_GPT = {
+    "model": "gpt",
+    "vocab": 50_304,
+    "tied": True,
+    "dtype": "bfloat16",
+    "init": "xavier",
+    "beta1": 0.9,
+    "beta2": 0.95,
+}
+_GPT |= {"weight_decay": 0.1, "clip": 1.0, "tau": 0.01, "context": 1024, "save_every": 1000, "eval_every": 1000}
+_VIT = {"model": "vit", "image_size": 224, "patch": 16, "channels": 3, "classes": 1000, "dtype": "bfloat16"}
+_VIT |= {"init": "xavier", "beta1": 0.9, "beta2": 0.99, "lr": 1e-3, "final_lr": 0.0, "batch": 128, "accumulate": 8}
+_VIT |= {"steps": 187_650, "save_every": 5000, "eval_every": 1251}  # 150 epochs of 1,281,167 images, 1,024 a step
+
+
+def _gpt(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
+    return _GPT | {"layers": layers, "heads": heads, "width": width} | other
+
+
+def _vit(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
+    return _VIT | {"layers": layers, "heads": heads, "width": width} | other
+
+
+PRESETS: tuple[Preset, ...] = (
+    Preset("gpt-demo", "the default: a GPT on Python's own sources, a minute or two on a CPU", {"model": "gpt"}),
+    Preset("vit-demo", "a ViT on scikit-learn's digits, a minute on a CPU",
+           {"model": "vit", "data": "digits", "layers": 6, "heads": 4, "width": 64, "batch": 32, "weight_decay": 0.05,
+            "beta2": 0.99, "tau": 0.004}),
+    Preset("gpt2", "124M, 480 sequences a step, 600,000 steps (paper: GPT-S)",
+           _gpt(12, 12, 768, lr=6e-4, batch=12, accumulate=40, steps=600_000)),
+    Preset("gpt2-medium", "350M (nanoGPT)", _gpt(24, 16, 1024, lr=3e-4, batch=12, accumulate=40, steps=600_000)),
+    Preset("gpt2-large", "774M, 100,000 steps (paper: GPT-L)",
+           _gpt(36, 20, 1280, lr=2.5e-4, batch=8, accumulate=60, steps=100_000)),
+    Preset("vit-s", "ViT-S/16 (timm)", _vit(12, 6, 384, tau=0.004, weight_decay=0.05)),
+    Preset("vit-b", "ViT-B/16, 1,024 images a step (paper)", _vit(12, 12, 768, tau=0.004, weight_decay=0.05)),
+    Preset("vit-l", "ViT-L/16 (paper)", _vit(24, 16, 1024, tau=0.003, weight_decay=0.1)),
+    Preset("vit-g", "ViT-g/14: 40 layers, d 1408, MLP 6144 (paper)",
+           _vit(40, 16, 1408, mlp=6144, patch=14, tau=0.003, weight_decay=0.1)),
+)  # fmt: skip
+
+
+def knobs(name: str) -> Mapping[str, Any]:
+    """Return what a preset sets; UsageError when there is none of that name."""
+    for preset in PRESETS:
+        if preset.name == name:
+            return preset.knobs
+    raise UsageError(f"--preset {name!r} is not one of {', '.join(p.name for p in PRESETS)}")
