@@ -292,6 +292,12 @@ def measure(layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int =
     return {name: values[name] for name in names(sizes)}, known.spectra.sigma
 
 
+def largest(values: F64) -> float | None:
+    """Return the largest finite value, or None if there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.max()) if known.size else None
+
+
 def _sec_of(s: int) -> Callable[[Facts], F64]:
     return lambda f: sec(f.spectra.sigma, s)
 

@@ -48,7 +48,7 @@ _MEANINGS = {
     Verdict.BENIGN: "the map is close to the identity: benign collapse, the layer acts as a linear map",
     Verdict.UNJUDGED: "a quantity that the verdict needs could not be computed",
     Verdict.NOT_APPLICABLE: "linear attention, which has no softmax that could freeze: Theorem 1 does not speak of it",
-    Verdict.HEALTHY: "every condition was measured and none holds",
+    Verdict.HEALTHY: "everything was measured: neither concentrated nor large, and the map has not collapsed",
 }
 
 GRAVITY = tuple(Verdict)  # the order of the enum, for sorting

@@ -14,6 +14,7 @@ Truth = NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 SURGE = 0.1  # growth of ln σ_1 a step: 0.2-0.7 in runs that were lost, below 0.1 in nearly all sound ones
+STATES = ("sound", "unjudged", "warned", "lost", "broken")  # verdicts of a run, each graver than the one before
 LOST, WARNED = 0.5, 0.25  # shares of heads that are concentrated and large
 
 

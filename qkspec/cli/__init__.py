@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli import analyze, explain, gate, inspect, train
+from qkspec.cli import analyze, compare, explain, gate, inspect, plot, simulate, train, watch
 from qkspec.engine import one_blas_thread
 from qkspec.errors import QkspecError
 
@@ -27,8 +27,12 @@ app = typer.Typer(
 COMMANDS = (
     ("analyze", analyze.analyze),
     ("gate", gate.gate),
+    ("compare", compare.compare),
+    ("watch", watch.watch),
     ("inspect", inspect.inspect),
+    ("plot", plot.plot),
     ("train", train.train),
+    ("simulate", simulate.simulate),
     ("explain", explain.explain),
 )
 

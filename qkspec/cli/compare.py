@@ -1,0 +1,173 @@
+"""``qkspec compare``: two runs side by side, and the first step at which they part."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qkspec.clean import clean
+from qkspec.cli.options import Context, Heads, Layers, LayoutFile, LimitOptions, NoProgress, NumHeads, NumKvHeads, Quiet
+
+if TYPE_CHECKING:
+    from qkspec.analysis import Report
+    from qkspec.comparison import Comparison
+
+MAX_ROWS = 24  # steps shown; more are thinned
+COLUMNS = (
+    ("sigma1", "median"),
+    ("freezing_ratio", "median"),
+    ("effective_rank", "median"),
+    ("predicted_entropy", "median"),
+)
+HEADINGS = {
+    "sigma1": "sigma1",
+    "freezing_ratio": "kappa",
+    "effective_rank": "eff. rank",
+    "predicted_entropy": "entropy",
+}
+
+
+class Lines(StrEnum):
+    """What ``--format`` takes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A run, or a saved report of one run.", metavar="A", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The other one.", metavar="B", show_default=False)],
+    *,
+    output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
+    layers: Layers = None,
+    heads: Heads = None,
+    num_heads: NumHeads = None,
+    num_kv_heads: NumKvHeads = None,
+    context: Context = None,
+    layout: LayoutFile = None,
+    limit: LimitOptions = None,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Lay two runs side by side: trajectories, verdicts, the step at which they part, and that of their losses."""
+    from qkspec.cli.measuring import measure
+    from qkspec.cli.settings import Flags, load_file
+    from qkspec.comparison import compare as compared
+
+    flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit)
+    table, where = load_file()
+    sides = [measure([path], flags, table, where, quiet=quiet, progress=not no_progress) for path in (a, b)]
+    found = compared((sides[0], only_run(sides[0], a)), (sides[1], only_run(sides[1], b)))
+    if output_format is Lines.JSON:
+        json.dump(document(found), sys.stdout, indent=1, allow_nan=False)
+        print()  # noqa: T201 - ends the last line
+        return
+    for line in lines(found):
+        print(clean(line, 500))  # noqa: T201 - the command's result
+
+
+def only_run(report: "Report", path: str) -> str:
+    """Return the name of a report's one run.
+
+    Raises:
+        UsageError: it has several.
+    """
+    from qkspec.errors import UsageError
+
+    runs = list(report.states)
+    if len(runs) != 1:
+        raise UsageError(f"{path}: holds {len(runs)} runs ({', '.join(runs[:4])}); name one of their folders")
+    return runs[0]
+
+
+def document(found: "Comparison") -> dict[str, Any]:
+    """Return a comparison as plain values."""
+    from qkspec.readings import plain
+
+    return {
+        "schema": 1,
+        "a": _side(found.a),
+        "b": _side(found.b),
+        "steps": found.steps.tolist(),
+        "same_start": found.same_start,
+        "parted": None if found.parted is None else {"step": found.parted[0], "metric": found.parted[1]},
+        "tracks": [
+            {
+                "metric": t.metric, "over_heads": t.how, "parted": t.parted, "limit": t.limit,
+                "a": [plain(x) for x in t.a], "b": [plain(x) for x in t.b],
+            }
+            for t in found.tracks
+        ],
+        "verdicts": [{"a": a.value, "b": b.value, "heads": n} for (a, b), n in found.verdicts.items()],
+        "loss": None if found.loss is None else {
+            "run": found.loss[0], "step": found.loss[1].step, "kind": found.loss[1].kind,
+            "difference": plain(found.loss[1].value),
+        },
+    }  # fmt: skip
+
+
+def lines(found: "Comparison") -> list[str]:
+    """Return a comparison as lines of text."""
+    a, b = found.a, found.b
+    out = [f"A {a.name}: {_state(found, 'a')}", f"B {b.name}: {_state(found, 'b')}"]
+    if not len(found.steps):
+        return [*out, "the runs have no step in common: only their ends can be compared"]
+    chosen = {(t.metric, t.how): t for t in found.tracks}
+    width = max(len(str(found.steps[-1])), 4)
+    out += ["", f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>9}" for metric, _ in COLUMNS)]
+    for i in _thinned(len(found.steps)):
+        cells = "".join(f"  {_cell(chosen[key].a[i]):>11} {_cell(chosen[key].b[i]):>9}" for key in COLUMNS)
+        out.append(f"{found.steps[i]:>{width}}{cells}")
+    out += ["(medians over heads)", ""]
+    out.append(
+        "at their first common step the weights' sigma1 are " + ("the same" if found.same_start else "different")
+    )
+    if found.parted is None:
+        out.append("they do not part for good in any metric")
+    for track in found.tracks:
+        if track.parted is not None:
+            out.append(f"{track.how} {track.metric} parts for good at step {track.parted}")
+    if found.loss is not None:
+        run, trouble = found.loss
+        out.append(f"the loss of {run} {_said(trouble.kind)} at step {trouble.step}")
+    changed = {pair: n for pair, n in found.verdicts.items() if pair[0] is not pair[1]}
+    out.append(f"verdicts at step {found.steps[-1]}: " + (_pairs(changed) or "the same for every head"))
+    return out
+
+
+def _state(found: "Comparison", which: str) -> str:
+    side = found.a if which == "a" else found.b
+    turned = "none turned malignant" if side.state.turned is None else f"first malignant at step {side.state.turned}"
+    return f"{side.state.verdict}, {side.state.malignant} of {side.heads} heads malignant at the end, {turned}"
+
+
+def _side(side: Any) -> dict[str, Any]:
+    state = side.state
+    return {
+        "run": side.name, "verdict": state.verdict, "heads": side.heads, "malignant": state.malignant,
+        "first_malignant_step": state.turned,
+    }  # fmt: skip
+
+
+def _said(kind: str) -> str:
+    return {"parted": "parted from the other's", "rose": "rose above its best for good"}.get(
+        kind, "was no longer finite"
+    )
+
+
+def _pairs(changed: dict[Any, int]) -> str:
+    return ", ".join(
+        f"{n} {a.value} in A and {b.value} in B" for (a, b), n in sorted(changed.items(), key=lambda i: -i[1])
+    )
+
+
+def _cell(value: float) -> str:
+    return "-" if value != value else f"{value:.4g}"  # noqa: PLR0124 - NaN
+
+
+def _thinned(n: int) -> list[int]:
+    if n <= MAX_ROWS:
+        return list(range(n))
+    return sorted({round(i * (n - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)})
