@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from itertools import groupby
-from math import prod
 from typing import Any, Literal
 
 import torch
@@ -15,9 +13,10 @@ from qkspec.optim.direction import moments, plain_adamw, uses_fused
 from qkspec.optim.readings import Reading, bound_fraction, suggest_tau, to_readings
 from qkspec.optim.roles import Role, View, choose_role, views
 from qkspec.optim.sharding import local
-from qkspec.optim.stack import Member, Stack, stack_up
+from qkspec.optim.stack import Member, Stack, batch_up, stack_up
 
 _MEMORY = ("basis_u", "basis_w")
+_SMALL = 1 << 16  # elements up to which matrices of one shape are multiplied together on a CPU too
 
 
 class AdamW2(torch.optim.AdamW):
@@ -45,7 +44,7 @@ class AdamW2(torch.optim.AdamW):
         roles: shell patterns of names to a ``Role`` or a word, where what names and shapes tell is wrong.
         certified: bound σ₁(∇W) from above by its Schatten-8 norm, so that Rule 1 holds for certain (where not floored).
         seed: of the probes; the global random state is never read or changed.
-        batched: multiply matrices of one shape together (default: on CUDA, and where sharded).
+        batched: multiply matrices of one shape together (default: on CUDA, where sharded, and where small).
         maximize, foreach, fused, capturable: as in torch; by default torch's fused kernel does the element-wise part.
 
     Raises:
@@ -197,16 +196,14 @@ class AdamW2(torch.optim.AdamW):
                 self._prepare(member)
             bounded = [m for m in members if m.views]
             stacks = stack_up(bounded, self.state, self._how.block, self._how.seed, alone=self._alone)
-            single = [[s] for s in stacks if self._alone(s.members[0].param)]
-            rest = sorted((s for s in stacks if not self._alone(s.members[0].param)), key=_batch)
-            batches = single + [list(some) for _, some in groupby(rest, key=_batch)]
+            batches = batch_up(stacks)
             free = [(g, [m.param for m in members if not m.views and m.group is g]) for g in self.param_groups]
             self._plan = present, batches, [(g, params) for g, params in free if params]
         return self._plan
 
     def _alone(self, p: Tensor) -> bool:
-        """Whether a parameter is best handled by itself: stacking only helps where launches cost."""
-        batched = p.device.type != "cpu" if self._batched is None else self._batched
+        """Whether a parameter is best multiplied by itself: on a CPU, stacking only helps the small ones."""
+        batched = p.device.type != "cpu" or p.numel() <= _SMALL if self._batched is None else self._batched
         return not batched and local(p) is p
 
     def _prepare(self, member: Member) -> None:
@@ -215,6 +212,8 @@ class AdamW2(torch.optim.AdamW):
         assert p.grad is not None
         if p.grad.is_sparse or p.is_complex():
             raise UsageError(f"{member.name}: AdamW2 takes real, dense gradients only")
+        if member.views and p.device.type == "mps":
+            raise UsageError(f"{member.name} is on MPS, which has no float64 for the norms; train on a CPU or on CUDA")
         on_device = uses_fused(group, p) or group["capturable"]
         if "exp_avg" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=local(p).device if on_device else "cpu")
@@ -226,19 +225,14 @@ class AdamW2(torch.optim.AdamW):
             state["step"] = state["step"].to(local(p).device)
 
     def _scratch_for(self, stacks: list[Stack]) -> Tensor | None:
-        """Return memory for one parameter's update, small enough to stay in cache; None for batches, which allocate."""
-        p = stacks[0].members[0].param
-        if not self._alone(p):
+        """Return memory for a batch's updates on a CPU, small enough to stay in cache; elsewhere torch allocates it."""
+        p = local(stacks[0].members[0].param)
+        if p.device.type != "cpu":
             return None
-        need = prod(stacks[0].shape)
+        need = sum(stack.elements for stack in stacks)
         if p.dtype not in self._scratch or self._scratch[p.dtype].numel() < need:
-            largest = max(q.numel() for group in self.param_groups for q in group["params"] if q.dtype == p.dtype)
-            self._scratch[p.dtype] = torch.empty(max(need, largest), dtype=p.dtype)
+            self._scratch[p.dtype] = torch.empty(need, dtype=p.dtype)
         return self._scratch[p.dtype]
-
-
-def _batch(stack: Stack) -> tuple[str, bool]:
-    return str(local(stack.members[0].param).device), stack.cold
 
 
 def _check(group: dict[str, Any], how: Estimator) -> None:

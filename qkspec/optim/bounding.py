@@ -91,50 +91,81 @@ def bounded_step(
         state: the optimizer's state.
         how: the estimator.
         scaler: of AMP, see ``write_directions``.
-        scratch: flat memory to hold the update, or None to allocate.
+        scratch: flat memory to hold the updates, or None to allocate.
         renew_all: pass over every weight, whatever the step.
 
     Returns:
         for each stack (V P, 7) float64: σ₁(W), σ₁(∇W), its upper bound, lr, applied lr, truncated?, floored?
     """
-    ends = [stack.directions(state, scaler, scratch) for stack in stacks]
+    ends, used = [], 0
+    for stack in stacks:
+        mine = None if scratch is None else scratch[used : used + stack.elements]
+        ends.append(stack.directions(state, scaler, mine))
+        used += stack.elements
     entries = []
     for stack, end in zip(stacks, ends, strict=True):
         renew = renew_all or stack.cold or not how.warm or stack.group["bounded_steps"] % how.refresh == 0
         for j, view in enumerate(stack.views):
             entries.append(_Entry(stack, j, sigma.matrix(view, end), stack.weights(view), renew))
-    steps = [
-        torch.stack([state[m.param]["step"] for m in e.stack.members]).to(e.stack.keys_u.device, torch.int64)
-        for e in entries
-    ]
+    now = torch.stack([state[m.param]["step"] for e in entries for m in e.stack.members])
+    now = now.to(entries[0].update.device, torch.int64)
+    steps = now.split_with_sizes([len(e.stack.members) for e in entries])
     norms = _paper_norms(entries, steps, how) if how.paper else _block_norms(entries, steps, how)
-    norms = [
-        Norms(n.weight, n.update / e.stack.stretch, n.upper / e.stack.stretch)
-        for n, e in zip(norms, entries, strict=True)
-    ]
-    records = [_rates(n, e.stack.group, e.stack.sizes[e.j], how, scaler) for n, e in zip(norms, entries, strict=True)]
+    records = _rates(entries, norms, how, scaler)
     done = []
     for stack, end in zip(stacks, ends, strict=True):
-        mine = [r for r, e in zip(records, entries, strict=True) if e.stack is stack]
-        stack.apply(end, [r[:, 4].to(end.dtype) for r in mine])
-        done.append(torch.cat(mine))
+        own = [r for r, e in zip(records, entries, strict=True) if e.stack is stack]
+        done.append(torch.cat(own))
+        stack.apply(end, done[-1][:, 4].to(end.dtype))
     return done
 
 
-def _rates(norms: Norms, group: dict[str, Any], size: float, how: Estimator, scaler: dict[str, Tensor]) -> Tensor:
-    """Return (P, 7): the norms, the group's lr, and lr truncated to τ σ₁(W)/σ₁(∇W) where that is less (lines 7-9)."""
-    floor = group["floor"] * size
-    floored = norms.weight < floor
-    weight, update = norms.weight.clamp(min=floor), norms.update
-    if how.certified:
-        weight, update = weight * (1 - sigma.margin(torch.float32)), norms.upper
-    lr = torch.as_tensor(group["lr"], dtype=torch.float64, device=weight.device).expand_as(weight)
-    limit = group["tau"] * weight / update
+def _rates(
+    entries: Sequence[_Entry], norms: Sequence[Norms], how: Estimator, scaler: dict[str, Tensor]
+) -> list[Tensor]:
+    """Return each entry's (P, 7) record: all entries of a parameter group in one go."""
+    records: list[Tensor] = [n.weight for n in norms]
+    groups: dict[int, list[int]] = {}
+    for i, e in enumerate(entries):
+        groups.setdefault(id(e.stack.group), []).append(i)
+    for at in groups.values():
+        stack = entries[at[0]].stack
+        whole = Norms(*(torch.cat([getattr(norms[i], n) for i in at]) for n in ("weight", "update", "upper")))
+        sizes = torch.cat([entries[i].stack.sizes[entries[i].j] for i in at])
+        found = truncate(whole, stack.group, sizes, stack.stretch, certified=how.certified, scaler=scaler)
+        split = found.split_with_sizes([norms[i].weight.shape[0] for i in at])
+        for i, record in zip(at, split, strict=True):
+            records[i] = record
+    return records
+
+
+def truncate(
+    norms: Norms, group: dict[str, Any], sizes: Tensor, stretch: float, *, certified: bool, scaler: dict[str, Tensor]
+) -> Tensor:
+    """Truncate the learning rate to τ σ₁(W)/σ₁(∇W) where that is less (P, algorithm 1, lines 7-9).
+
+    Args:
+        norms: of M matrices; the update's are those of ``stretch`` times the update.
+        group: the parameter group: lr, tau, floor.
+        sizes: (M,) √m + √n, the unit of the floor.
+        stretch: see ``Stack.stretch``.
+        certified: use the update's upper bound, and allow for rounding.
+        scaler: of AMP; where it found an infinity the rate is 0, for decay too.
+
+    Returns:
+        (M, 7): norms, the group's lr, the rate to apply, truncated?, floored?
+    """
+    floor = sizes * group["floor"]
+    update, upper = norms.update / stretch, norms.upper / stretch
+    limit = torch.maximum(norms.weight, floor) * group["tau"]
+    limit = limit * (1 - sigma.margin(torch.float32)) / upper if certified else limit / update
+    rate = group["lr"]  # a number is filled in, not copied over: a copy would wait for the device
+    lr = torch.full_like(limit, rate) if isinstance(rate, float | int) else rate.to(limit).expand_as(limit)
     bound = limit < lr
     alpha = torch.where(bound, limit, lr)
-    if "found_inf" in scaler:  # AMP skips this step: neither update nor decay
+    if "found_inf" in scaler:
         alpha = torch.where(scaler["found_inf"].to(alpha.device) > 0, torch.zeros_like(alpha), alpha)
-    return torch.stack([norms.weight, norms.update, norms.upper, lr, alpha, bound.double(), floored.double()], -1)
+    return torch.stack([norms.weight, update, upper, lr, alpha, bound.double(), (norms.weight < floor).double()], -1)
 
 
 def _paper_norms(entries: Sequence[_Entry], steps: Sequence[Tensor], how: Estimator) -> list[Norms]:
@@ -173,7 +204,11 @@ def _block_norms(entries: Sequence[_Entry], steps: Sequence[Tensor], how: Estima
         found, sums = _measure(probes, extra)
     weights = dict(zip(map(id, renewed), found[len(entries) :], strict=True))
     weights |= dict(zip(map(id, tracked), (s.sqrt() for s in sums[: len(tracked)]), strict=True))
-    uppers = [sigma.schatten8(g) for g in sums[len(tracked) :]] or [torch.full_like(f, torch.nan) for f in found]
+    if how.certified:
+        uppers = [sigma.schatten8(g) for g in sums[len(tracked) :]]
+    else:
+        unknown = torch.full_like(torch.cat(found[: len(entries)]), torch.nan)
+        uppers = list(unknown.split_with_sizes([e.update.shape[0] for e in entries]))
     return [Norms(weights[id(e)], found[i], uppers[i]) for i, e in enumerate(entries)]
 
 

@@ -143,9 +143,9 @@ def remember(chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
         y: (views, k, n) from ``products``.
         x: (views, k, n) this time's probes.
     """
-    rows = chosen.mT @ y
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(length > 0, (rows / length).to(x.dtype), x[:, : chosen.shape[-1]])
+    rows = (chosen.mT @ y).add_(x[:, : chosen.shape[-1]], alpha=1e-150)  # too little to show, unless there is nothing
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return (rows / length).to(x.dtype)
 
 
 def power_iteration(a: Tensor, x: Tensor, iterations: int) -> Tensor:
@@ -172,8 +172,10 @@ def image_norm2(matrices: Sequence[Tensor], v: Tensor) -> Tensor:
     With last time's Ritz vector this bounds σ₁² from below at the cost of one reading. With the rows divided among
     ranks, the ranks' results add up.
     """
-    image = torch.stack([a @ x for a, x in zip(matrices, v.unbind(0), strict=True)]).double()
-    return (image * image).sum(-1)
+    alone = len(matrices) == 1  # then nothing need be copied together
+    image = (matrices[0] @ v[0])[None] if alone else (torch.stack(list(matrices)) @ v[..., None])[..., 0]
+    length: Tensor = torch.linalg.vector_norm(image, dim=-1, dtype=torch.float64)
+    return length.square()
 
 
 def inner(a: Tensor) -> Tensor:

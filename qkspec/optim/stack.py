@@ -13,6 +13,8 @@ from qkspec.optim.roles import View
 from qkspec.optim.sharding import Shard, local, local_views, shard_of
 from qkspec.optim.sigma import cut, key, matrix
 
+_CACHE = 3 << 20  # elements of updates in flight at a time on a CPU: 12 MB in single precision
+
 
 @dataclass(frozen=True)
 class Member:
@@ -36,7 +38,7 @@ class Stack:
         shard: the ranks that share the rows, or None.
         keys_u, keys_w: (V, P) int64 keys of the probe streams.
         basis_u, basis_w: (P, V, b, n) what is remembered of update and weight; each member's state holds a slice.
-        sizes: for each view √m + √n of the whole matrix, the unit of the floor.
+        sizes: (V, P) √m + √n of the whole matrix, float64, the unit of the floor.
         cold: nothing is remembered yet.
     """
 
@@ -48,7 +50,7 @@ class Stack:
     keys_w: Tensor
     basis_u: Tensor
     basis_w: Tensor
-    sizes: tuple[float, ...]
+    sizes: Tensor
     cold: bool
 
     @property
@@ -61,6 +63,11 @@ class Stack:
         """Names of the bounded matrices, view after view."""
         return tuple(member.views[j].name for j in range(len(self.views)) for member in self.members)
 
+    @property
+    def elements(self) -> int:
+        """Elements of all members on this rank."""
+        return len(self.members) * prod(self.shape)
+
     def weights(self, view: View) -> list[Tensor]:
         """Return each member's matrix of a view for reading, (m, n)."""
         return [matrix(view, local(member.param).detach().reshape(self.shape)) for member in self.members]
@@ -72,7 +79,7 @@ class Stack:
         if scratch is None:
             out = torch.zeros(wanted, dtype=first.dtype, device=first.device)
         else:
-            out = scratch[: prod(wanted)].view(wanted).zero_()
+            out = scratch.view(wanted).zero_()
         ms: list[Moments] = [moments(member.param, state[member.param]) for member in self.members]
         write_directions(out.unbind(0), self.stretch, ms, self.group, scaler)
         return out
@@ -83,17 +90,17 @@ class Stack:
         decay = float(self.group["weight_decay"])
         return 1 / decay if decay else 1.0
 
-    def apply(self, ends: Tensor, rates: Sequence[Tensor]) -> None:
+    def apply(self, ends: Tensor, rates: Tensor) -> None:
         """Move every matrix at its own rate: W ← W - α (update + decay · W).
 
         Args:
             ends: (P, rows, columns) from ``directions``.
-            rates: for each view, (P,) α in the parameters' dtype.
+            rates: (V P,) α in the parameters' dtype, view after view.
         """
         decay = float(self.group["weight_decay"])
-        for view, alphas in zip(self.views, rates, strict=True):
-            weights = (alphas * decay if decay else alphas).unbind(0)
-            for member, end, weight in zip(self.members, ends.unbind(0), weights, strict=True):
+        weights = (rates * decay if decay else rates).view(len(self.views), len(self.members))
+        for view, some in self._pieces(weights):
+            for member, end, weight in zip(self.members, ends.unbind(0), some.unbind(0), strict=True):
                 here = local(member.param).detach()
                 target = here if view.size < 0 else cut(view, here.view(self.shape))
                 goal = cut(view, end).view(target.shape)
@@ -101,6 +108,14 @@ class Stack:
                     target.lerp_(goal, weight)
                 else:
                     target.addcmul_(goal, weight)
+
+    def _pieces(self, weights: Tensor) -> list[tuple[View, Tensor]]:
+        """Return what to move at once, with (P,) or (P, rows, 1) weights: q, k and v in rows go as one piece."""
+        rows = [view.size if view.dim == 0 and view.units == 1 else 0 for view in self.views]
+        if len(rows) == 1 or sum(rows) != self.shape[0] or len(self.members[0].param.shape) != 2:
+            return list(zip(self.views, weights.unbind(0), strict=True))
+        spread = [weight[:, None].expand(-1, size) for weight, size in zip(weights.unbind(0), rows, strict=True)]
+        return [(View(self.members[0].name), torch.cat(spread, 1)[..., None])]
 
 
 def stack_up(
@@ -128,6 +143,23 @@ def stack_up(
     return [_stack(tuple(alike), state, block, seed) for alike in kinds.values()]
 
 
+def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
+    """Sort stacks into batches, each one call of the bounded step.
+
+    A CPU takes as much at a time as its cache holds, so that the update is still there when it is applied; elsewhere,
+    and where sharded, a batch is everything there is, for few launches and a single reduction.
+    """
+    batches: dict[tuple[Any, ...], list[list[Stack]]] = {}
+    for stack in stacks:
+        p = local(stack.members[0].param)
+        bunch = batches.setdefault((p.device, p.dtype, stack.cold, stack.shard is None), [[]])
+        limited = p.device.type == "cpu" and stack.shard is None
+        if limited and bunch[-1] and sum(s.elements for s in bunch[-1]) + stack.elements > _CACHE:
+            bunch.append([])
+        bunch[-1].append(stack)
+    return [batch for bunch in batches.values() for batch in bunch]
+
+
 def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, seed: int) -> Stack:
     p = members[0].param
     here, shard = local(p), shard_of(p, members[0].name)
@@ -148,7 +180,8 @@ def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, se
         torch.tensor([[key(seed, m.ordinal, j, use) for m in members] for j in range(len(views))], device=here.device)
         for use in ("update", "weight")
     ]
-    sizes = tuple(sqrt(m) + sqrt(n) for m, n in sides)
+    units = [[sqrt(m) + sqrt(n)] * len(members) for m, n in sides]
+    sizes = torch.tensor(units, dtype=torch.float64, device=here.device)
     return Stack(members, views, shape, shard, keys[0], keys[1], bases[0], bases[1], sizes, cold)
 
 

@@ -1,7 +1,8 @@
-"""Optimizer steps on GPT-2 124M's shapes, one thread: `python tests/benchmarks/bench_adamw2.py [--steps N] [--dtype ...]`.
+"""Optimizer steps on GPT-2 124M's shapes, one thread: `python tests/benchmarks/bench_adamw2.py [--steps N]`.
 
-Every contender runs in one process, in turn, step by step, so that a busy machine slows them alike; times are CPU times of the one thread, and the ratios are what
-to read. "straightforward" is algorithm 1 in eager operations: two products a power iteration, K = 3, from a cold start.
+Every contender runs in one process, in turn, step by step, so that a busy machine slows them alike. Times are CPU times
+of the one thread; the ratios are what to read. "straightforward" is algorithm 1 in eager operations: two products a
+power iteration, K = 3, from a cold start.
 """
 
 import argparse
@@ -65,6 +66,7 @@ CONTENDERS = {
     "straightforward AdamW2": lambda n: Straightforward(n.values()),
     "AdamW2": lambda n: AdamW2(n.items()),
     "AdamW2, block 4": lambda n: AdamW2(n.items(), block=4),
+    "AdamW2, block 8": lambda n: AdamW2(n.items(), block=8),
     "AdamW2, embeddings bounded": lambda n: AdamW2(n.items(), exempt=("vector",)),
     "AdamW2, batched backend": lambda n: AdamW2(n.items(), batched=True),
 }
@@ -74,12 +76,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", action="append", choices=CONTENDERS, help="may be given several times")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     named = parameters(options.layers, 768, 50257, 1024, getattr(torch, options.dtype))
-    chosen = {k: make for k, make in CONTENDERS.items() if options.only in k or k == "torch AdamW, loop"}
+    wanted = ["torch AdamW, loop", *(options.only or CONTENDERS)]
+    chosen = {k: make for k, make in CONTENDERS.items() if k in wanted}
     optimizers = {k: make(named) for k, make in chosen.items()}
     times = {k: [] for k in optimizers}
     for _ in range(options.steps + 2):

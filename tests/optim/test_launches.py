@@ -1,0 +1,52 @@
+"""What a GPU would be asked to do, counted on a CPU: the batched backend runs the same operations on both."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qkspec.optim.adamw2 import AdamW2
+
+VIEWS = (
+    "view", "reshape", "unbind", "select", "slice", "expand", "transpose", "permute", "detach", "split", "narrow",
+    "unsqueeze", "squeeze", "alias", "diagonal", "as_strided", "_unsafe_view", "t", "unflatten", "lift_fresh", "empty",
+    "split_with_sizes", "empty_like", "_to_copy_view",
+)  # fmt: skip
+SYNCS = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select")
+
+
+class Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.calls[name] = self.calls.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def gpt2(layers=12, d=48):
+    shapes = {"wte.weight": (500, d), "wpe.weight": (64, d)}
+    for i in range(layers):
+        for name, shape in (
+            ("attn.c_attn", (3 * d, d)),
+            ("attn.c_proj", (d, d)),
+            ("mlp.c_fc", (4 * d, d)),
+            ("mlp.c_proj", (d, 4 * d)),
+        ):
+            shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[:1]}
+    named = {n: torch.nn.Parameter(torch.randn(s)) for n, s in shapes.items()}
+    for p in named.values():
+        p.grad = torch.randn_like(p)
+    return named
+
+
+def test_a_step_on_gpt2_is_few_operations_and_never_waits():
+    opt = AdamW2(gpt2().items(), batched=True, fused=True, capturable=True)
+    for _ in range(3):
+        opt.step()
+    with Count() as count:
+        opt.step()
+    kernels = {k: n for k, n in count.calls.items() if k not in VIEWS}
+    print(sum(kernels.values()), sorted(kernels.items(), key=lambda kv: -kv[1])[:12])
+    assert not set(count.calls) & set(SYNCS)
+    assert sum(kernels.values()) <= 300
