@@ -120,6 +120,9 @@ def train(
     learning_rates: Annotated[
         str, typer.Option(help="With --compare: peak learning rates, comma-separated.", rich_help_panel=_OPT)
     ] = "",
+    log: Annotated[
+        str, typer.Option(help="Loggers beside metrics.jsonl: tensorboard,wandb,mlflow.", rich_help_panel=_OUT)
+    ] = "",
     fail_on_nan: Annotated[
         bool, typer.Option("--fail-on-nan", help="Exit 1 when the loss is no longer finite.", rich_help_panel=_OUT)
     ] = False,
@@ -140,6 +143,7 @@ def train(
         out,
         resume,
         preset=preset,
+        log=log,
         compare=compare,
         rates=learning_rates,
         fail_on_nan=fail_on_nan,
@@ -152,7 +156,7 @@ def train(
 
 
 _KNOB = {"context_length": "context", "compile_model": "compile"}
-_OURS = ("out", "resume", "preset", "compare", "learning_rates", "fail_on_nan", "quiet", "no_progress")
+_OURS = ("out", "resume", "preset", "log", "compare", "learning_rates", "fail_on_nan", "quiet", "no_progress")
 
 
 def knobs_given(context: typer.Context) -> list[str]:

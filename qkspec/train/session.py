@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from qkspec.errors import UsageError
-from qkspec.train import bakeoff, display, presets, save
+from qkspec.train import bakeoff, display, loggers, presets, save
 from qkspec.train import run as runs
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.loop import Step
@@ -27,6 +27,7 @@ class Request:
         out: folder of a new run, or None for the default name.
         resume: folder of a run to go on with, or None.
         preset: a name of PRESETS, under the knobs that the user wrote; empty for none.
+        log: loggers beside metrics.jsonl, comma-separated.
         compare: remedies to run side by side, comma-separated, or "all"; empty for one run.
         rates: learning rates of the comparison, comma-separated; empty for the one of the knobs.
         fail_on_nan: exit 1 when the run ends in a loss that is not finite.
@@ -39,6 +40,7 @@ class Request:
     out: Path | None
     resume: Path | None
     preset: str = ""
+    log: str = ""
     compare: str = ""
     rates: str = ""
     fail_on_nan: bool = False
@@ -56,8 +58,10 @@ def conduct(request: Request) -> int:
     config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
     start, last, validation = time.perf_counter(), Step(0), None
+    loggers.check(words(request.log))
     with runs.listening() as stop:
         steps = runs.resume(folder, stop, changes) if request.resume else runs.run(config, folder, stop)
+        steps = loggers.logged(steps, words(request.log), folder, config)
         for step in display.show(steps, config.steps, quiet=request.quiet, live=request.live):
             last = step
             validation = validation if step.validation is None else step.validation
@@ -66,6 +70,11 @@ def conduct(request: Request) -> int:
     if stop.code:
         return stop.code
     return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def wanted(request: Request) -> TrainConfig:
@@ -82,7 +91,7 @@ def _compare(request: Request) -> int:
     base = wanted(request)
     out = request.out or Path("runs", f"bakeoff-{base.model}-s{base.seed}")
     rates = bakeoff.rates_of(request.rates)
-    trials = bakeoff.plan(base, [w.strip() for w in request.compare.split(",") if w.strip()], rates, out)
+    trials = bakeoff.plan(base, words(request.compare), rates, out)
     err = Console(stderr=True, highlight=False, markup=False)
     crashed = False
     with runs.listening() as stop:
