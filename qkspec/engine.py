@@ -5,13 +5,9 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from multiprocessing import get_context, parent_process
-from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from qkspec.errors import QkspecError, UsageError
@@ -54,6 +50,10 @@ def run(
         for task in tasks:
             yield task.value if isinstance(task, Ready) else function(task)
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     one_blas_thread()
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
     finished = False
@@ -132,12 +132,16 @@ def _in_order(
 
 def _begin_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
+    from threading import Thread
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    from multiprocessing import parent_process
+
     parent = parent_process()
     if parent is not None:
         parent.join()

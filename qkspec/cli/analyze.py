@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qkspec.cli.options import (
+    CacheFolder,
     Context,
     Heads,
     Layers,
     LayoutFile,
     LimitOptions,
+    NoCache,
     NoProgress,
     NumHeads,
     NumKvHeads,
+    OnDevice,
+    OnEngine,
     Paths,
     Quiet,
+    RayAddress,
     Sizes,
     Workers,
 )
@@ -47,6 +52,11 @@ def analyze(
     layout: LayoutFile = None,
     limit: LimitOptions = None,
     workers: Workers = None,
+    device: OnDevice = None,
+    engine: OnEngine = None,
+    ray_address: RayAddress = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report directory here.")] = None,
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Of what goes to stdout.")
@@ -59,7 +69,10 @@ def analyze(
     from qkspec.cli.measuring import measure
     from qkspec.cli.settings import Flags, load_file
 
-    flags = Flags(sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers)
+    flags = Flags(
+        sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
+        device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
+    )  # fmt: skip
     report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress)
     if out is not None:
         from qkspec.reports.directory import write_directory

@@ -7,16 +7,21 @@ import typer
 
 from qkspec.clean import clean
 from qkspec.cli.options import (
+    CacheFolder,
     Context,
     Heads,
     Layers,
     LayoutFile,
     LimitOptions,
+    NoCache,
     NoProgress,
     NumHeads,
     NumKvHeads,
+    OnDevice,
+    OnEngine,
     Paths,
     Quiet,
+    RayAddress,
     Workers,
 )
 
@@ -71,6 +76,11 @@ def gate(
     layout: LayoutFile = None,
     limit: LimitOptions = None,
     workers: Workers = None,
+    device: OnDevice = None,
+    engine: OnEngine = None,
+    ray_address: RayAddress = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
@@ -89,7 +99,10 @@ def gate(
         "baseline": baseline, "margin": margin,
     }  # fmt: skip
     rules = policy(given, table, where)
-    flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers)
+    flags = Flags(
+        None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
+        device, engine, ray_address, cache, no_cache,
+    )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None
     outcome = check(measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size), rules, bands)

@@ -1,10 +1,24 @@
 """Options that several commands share, written once."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_MEASURE, _OUTPUT = "What is measured", "What is printed"
+from qkspec.engine import Engine
+
+_MEASURE, _WORK, _OUTPUT = "What is measured", "How the work is done", "What is printed"
+
+
+class Device(StrEnum):
+    """What ``--device`` takes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
 
 Paths = Annotated[
     list[str],
@@ -53,8 +67,33 @@ LimitOptions = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", help="Processes; 0 (default) chooses by the machine and the work.", min=0, rich_help_panel=_MEASURE
+        "--workers", help="Processes; 0 (default) chooses by the machine and the work.", min=0, rich_help_panel=_WORK
     ),
+]
+OnDevice = Annotated[
+    Device | None,
+    typer.Option(
+        "--device", help="Where spectra are computed; auto (default) chooses by the work.", rich_help_panel=_WORK
+    ),
+]
+OnEngine = Annotated[
+    Engine | None,
+    typer.Option("--engine", help="local (default), or ray: a Ray cluster (qkspec[ray]).", rich_help_panel=_WORK),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="Running cluster: auto, or ray://HOST:10001. Default: start one.", rich_help_panel=_WORK
+    ),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Folder of earlier results. Default: the platform's cache folder.", rich_help_panel=_WORK
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither use nor keep earlier results.", rich_help_panel=_WORK)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.", rich_help_panel=_OUTPUT)]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.", rich_help_panel=_OUTPUT)]

@@ -3,16 +3,22 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qkspec.cli.options import Device
+from qkspec.engine import Engine
 from qkspec.errors import UsageError
 
 if TYPE_CHECKING:
     from qkspec.analysis import Settings
 
 MAX_SETTINGS_BYTES = 1 << 20
-KEYS = ("s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate")
+KEYS = (
+    "s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate",
+    "device", "engine", "ray_address", "cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,12 @@ class Flags:
     layout: str | None = None
     limits: list[str] | None = None
     workers: int | None = None
+    device: str | None = None
+    engine: str | None = None
+    ray_address: str | None = None
+    cache: Path | None = None
+    no_cache: bool = False
+    keep_spectra: bool = False
 
 
 def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
@@ -75,6 +87,11 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         context=_whole(flags.context, table, "context", where),
         layout=_layout(flags.layout or table.get("layout")),
         workers=_whole(flags.workers, table, "workers", where) or 0,
+        device=_one_of(Device, flags.device, table, "device", where) or Device.AUTO.value,
+        engine=Engine(_one_of(Engine, flags.engine, table, "engine", where) or Engine.LOCAL),
+        ray_address=flags.ray_address or _text(table, "ray_address", where),
+        cache=_cache(flags, table, where),
+        keep_spectra=flags.keep_spectra,
     )
 
 
@@ -98,6 +115,32 @@ def numbers(text: object, name: str) -> frozenset[int]:
             raise UsageError(f"{name} {text!r}: {part.strip()} is not a range from a lower to a higher number")
         out.update(range(int(low), last + 1))
     return frozenset(out)
+
+
+def _one_of(kind: type[StrEnum], flag: str | None, table: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = flag if flag is not None else _text(table, key, where)
+    if value is not None and value not in list(kind):
+        raise UsageError(f"{where}: {key} is {value!r}: write {', '.join(kind)}")
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = table.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{where}: {key} is {value!r}: give text")
+    return value
+
+
+def _cache(flags: Flags, table: Mapping[str, Any], where: str) -> Path | None:
+    """Return the cache's folder: a flag, else the settings file (false: none), else the platform's."""
+    from qkspec.cache import default_folder
+
+    if flags.no_cache or (flags.cache is None and table.get("cache") is False):
+        return None
+    if flags.cache is not None:
+        return flags.cache
+    given = _text(table, "cache", where)
+    return default_folder() if given is None else Path(given)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qkspec import engine
+from qkspec.engine import Ready
+from qkspec.errors import QkspecError, UsageError
+
+
+def square(n):
+    return n * n
+
+
+def process_of(_):
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def die(n):
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(workers):
+    assert list(engine.run(square, range(30), workers=workers)) == [n * n for n in range(30)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_ready_takes_its_turn(workers):
+    tasks = [Ready("first"), 1, 2, Ready("third"), 3]
+    assert list(engine.run(square, tasks, workers=workers)) == ["first", 1, 4, "third", 9]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_endless_tasks_are_read_only_a_few_ahead(workers):
+    pulled = []
+    tasks = (pulled.append(n) or n for n in itertools.count())
+    results = engine.run(square, tasks, workers=workers)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    results.close()
+    assert len(pulled) <= 5 + workers * engine.AHEAD
+
+
+def test_workers_are_other_processes():
+    assert os.getpid() not in set(engine.run(process_of, range(6), workers=2))
+
+
+def test_a_killed_worker_is_an_error_with_advice():
+    with pytest.raises(QkspecError, match="fewer workers"):
+        list(engine.run(die, range(8), workers=2))
+
+
+SLOW = """
+import sys, time
+from qkspec import engine
+def slow(n):
+    print(__import__("os").getpid(), flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    list(engine.run(slow, range(4), workers=2))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_no_child(number, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    child = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    workers = [int(child.stdout.readline()) for _ in range(2)]
+    started = time.monotonic()
+    child.send_signal(number)
+    child.wait(timeout=10)
+    while any(is_running(pid) for pid in workers) and time.monotonic() - started < 10:
+        time.sleep(0.05)
+    assert time.monotonic() - started < 5
+    child.stdout.close()
+
+
+def is_running(pid):
+    try:
+        with Path(f"/proc/{pid}/stat").open() as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"qkspec\[ray\]"):
+        list(engine.run_on_ray(square, [1]))
