@@ -57,7 +57,7 @@ class WandB(Logger):
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class MLflow(Logger):
@@ -113,7 +113,8 @@ def scalars(step: Step) -> dict[str, float]:
         for name, value in block["terms"].items():
             found |= _named(f"probe/{block['name']}/{name}", value)
     for tensor, reading in (step.probe or {}).get("tensors", {}).items():
-        found[f"tensors/{tensor}/effective_lr"] = reading["effective_lr"]
+        plain = tensor.replace("[", ".").replace("]", "")  # MLflow refuses brackets in a name
+        found[f"tensors/{plain}/effective_lr"] = reading["effective_lr"]
     return {name: float(v) for name, v in found.items() if v is not None and math.isfinite(v)}
 
 
