@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import time
 import warnings
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def test_wandb_works_offline(config: TrainConfig, tmp_path: Path, monkeypatch: p
         warnings.simplefilter("ignore")
         _run(config, tmp_path / "run", "wandb")
     (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert record.stat().st_size > 1000
+    deadline = time.monotonic() + 20
+    while b"validation" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes the last block after finish() has returned
+    for name in (b"loss", b"validation", b"probe/transformer.h.1.attn/entropy/head0"):
+        assert name in record.read_bytes()
 
 
 def test_mlflow_holds_every_loss(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
