@@ -1,14 +1,14 @@
 """A user's own row of the table, from a TOML file: data that is checked, so no code is run.
 
-    name = "mine"
-    heads = "n_head"                 # a key of config.json, or a number
-    kv_heads = 8
-    [weights]
-    q = "blocks.{}.attn.wq"          # {} stands for the layer; prefix and .weight are left out
-    k = "blocks.{}.attn.wk"
-    [norm]
-    at = "blocks.{}.ln"
-    kind = "rms"
+name = "mine"
+heads = "n_head"                 # a key of config.json, or a number
+kv_heads = 8
+[weights]
+q = "blocks.{}.attn.wq"          # {} stands for the layer; prefix and .weight are left out
+k = "blocks.{}.attn.wk"
+[norm]
+at = "blocks.{}.ln"
+kind = "rms"
 """
 
 import os
@@ -24,9 +24,12 @@ from qkspec.layouts.layout import Fused, InputNorm, Latent, Layout, QKNormAt, Ro
 
 LIMIT = 1 << 20  # bytes; a layout is a page of text
 PLAIN: dict[str, type | tuple[type, ...]] = {
-    "name": str, "block": str, "inputs_first": bool, "heads": (str, int), "kv_heads": (str, int), "head_dim": str, "scale": (int, float),
-    "full": bool, "softcap": str, "clamp": str, "context": str, "causal": bool, "softmax": bool, "remarks": list, "unknown": list,
-}  # fmt: skip
+    **dict.fromkeys(("name", "block", "head_dim", "head_ratio", "softcap", "clamp", "context"), str),
+    **dict.fromkeys(("inputs_first", "full", "causal", "softmax"), bool),
+    **dict.fromkeys(("heads", "kv_heads"), (str, int)),
+    **dict.fromkeys(("remarks", "unknown"), list),
+    "scale": (int, float),
+}
 TABLES = {"norm": InputNorm, "k_norm": InputNorm, "qk_norm": QKNormAt, "rotary": RotaryRule}
 CHOICES = {"kind": ("layer", "rms", "none", "l2"), "pairing": ("halves", "adjacent")}
 
@@ -35,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> Layout:
     """Return the layout that a TOML file describes.
 
     Raises:
-        LayoutError: the file cannot be read, is no TOML, or says something that is not a layout; the message names the key.
+        LayoutError: the file cannot be read, is no TOML, or says what is no layout; the message names the key.
     """
     file = Path(path)
     try:
@@ -64,7 +67,9 @@ def parse(data: Mapping[str, Any]) -> Layout:
     """
     unknown = set(data) - set(PLAIN) - set(TABLES) - {"weights"}
     if unknown:
-        raise LayoutError(f"no such key: {', '.join(sorted(unknown))} (known: {', '.join([*PLAIN, 'weights', *TABLES])})")
+        raise LayoutError(
+            f"no such key: {', '.join(sorted(unknown))} (known: {', '.join([*PLAIN, 'weights', *TABLES])})"
+        )
     plain: dict[str, Any] = {key: _checked(key, data[key], PLAIN[key]) for key in PLAIN if key in data}
     for key in ("heads", "kv_heads", "head_dim", "context"):
         if isinstance(plain.get(key), str):
@@ -90,7 +95,12 @@ def _weights(data: object) -> Separate | Fused | Latent:
             values[key] = None
     for key in ("parts", "q_parts", "k_parts"):
         letters = values.get(key, "q")
-        if not isinstance(letters, str) or not letters or len(set(letters)) != len(letters) or set(letters) - set("qkvg"):
+        if (
+            not isinstance(letters, str)
+            or not letters
+            or len(set(letters)) != len(letters)
+            or set(letters) - set("qkvg")
+        ):
             raise LayoutError(f"[weights] {key} is {letters!r}: it orders q, k, v (and g for gates), each once")
     if kind is Fused and not {"q", "k"} <= set(values.get("parts", "qkv")):
         raise LayoutError("[weights] parts must name both q and k")
@@ -134,7 +144,7 @@ def _field(table: str, key: str, value: object, kind: str) -> object:
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise LayoutError(f"[{table}] {key} is {value!r}, which is not {' or '.join(one.__name__ for one in wanted)}")
     if isinstance(value, int) and not isinstance(value, bool) and "units" in key and value < 1:
-        raise LayoutError(f"[{table}] {key} is {value}: at least 1, or \"head\"")
+        raise LayoutError(f'[{table}] {key} is {value}: at least 1, or "head"')
     return value
 
 

@@ -17,7 +17,7 @@ Rows = NDArray[np.intp]
 def rows_of(part: str, parts: str, units: int | None, counts: Heads) -> Rows:
     """Return the row numbers of one part ("q", "k") of a tensor, head after head.
 
-    The tensor's rows fall into ``units`` equal runs (None: one a key head); a run holds its share of each part in order.
+    The tensor's rows fall into ``units`` equal runs (None: one a key head); a run holds its share of each part.
 
     Raises:
         LayoutError: the heads do not divide among the runs.
@@ -101,10 +101,11 @@ def take(whole: Array, rows: Rows) -> Array:
 
 
 def latent_keys(kv_b: Array, kv_a: Array, counts: Heads) -> Array:
-    """Return the (heads, d_q, d) keys of multi-head latent attention: rotary rows after the others, shared by all heads.
+    """Return the (heads, d_q, d) keys of multi-head latent attention: shared rotary rows after the others.
 
     Args:
-        kv_b: (heads * (nope + v), r), kv_a: (r + rope, d), with d_q = nope + rope.
+        kv_b: (heads * (nope + v), r), with d_q = nope + rope.
+        kv_a: (r + rope, d).
         counts: the heads.
     """
     r, d = kv_b.shape[1], kv_a.shape[1]

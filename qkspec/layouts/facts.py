@@ -29,7 +29,11 @@ def number(config: Config, *keys: str) -> float | None:
 
 def fixed(value: float) -> ScaleRule:
     """Return a scale that is the same number in every model of a family (1 in T5)."""
-    return lambda config, d_q, layer: value
+
+    def scale(config: Config, d_q: int, layer: int) -> float:  # noqa: ARG001 - the signature of every ScaleRule
+        return value
+
+    return scale
 
 
 def from_key(key: str, power: float = 1.0) -> ScaleRule:

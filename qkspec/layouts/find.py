@@ -33,7 +33,8 @@ def plan(
     Args:
         checkpoint: an open checkpoint; no tensor is read.
         layout: the user's own row; the table is not consulted then.
-        num_heads, num_kv_heads: counts for files that carry none; they must not contradict the config.
+        num_heads: count of query heads, for files that carry none; it must not contradict the config.
+        num_kv_heads: the same for key heads.
 
     Raises:
         LayoutError: nothing is recognised, a layout does not add up (the message shows pattern and shapes), or the

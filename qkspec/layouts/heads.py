@@ -99,7 +99,8 @@ def settle(row: Layout, known: Given, shapes: Sequence[tuple[int, ...]], where: 
             fits = rest == 0 and 0 <= rope < d_q and kv_b % heads == 0 and kv_b // heads > d_q - rope
     if not fits or d_q < 1 or kv_heads < 1 or heads % kv_heads:
         raise LayoutError(
-            f"{seen} cannot be {heads} query heads and {known.kv_heads or kv_heads} key heads; check the config or --num-heads"
+            f"{seen} cannot be {heads} query heads and {known.kv_heads or kv_heads} key heads; "
+            "check the config or --num-heads"
         )
     if row.full and heads * d_q != shapes[0][1]:
         raise LayoutError(

@@ -49,7 +49,7 @@ class Separate:
 
 @dataclass(frozen=True)
 class Fused:
-    """Queries, keys and values in one tensor: its rows fall into equal runs, each with its share of every part in order.
+    """Queries, keys and values in one tensor: its rows fall into equal runs, each with its share of every part.
 
     Args:
         qkv: pattern of the weight.
@@ -89,7 +89,7 @@ class InputNorm:
 
     Args:
         at: pattern of the norm; None: a norm without weights. "" with kind "none": the input is not normalised.
-        kind: "layer", "rms", or "none".
+        kind: "layer", "rms", "none", or "auto": "layer" where it has a bias in the checkpoint, else "rms".
         offset: added to the stored gain (Gemma stores gain - 1).
         first: post-LN: the norm that feeds layer 0 ("" where none does), while ``at`` is that of the layer before.
         last: the norm of the last layer of another stack, which feeds keys of cross-attention.
@@ -97,7 +97,7 @@ class InputNorm:
     """
 
     at: str | None
-    kind: Literal["layer", "rms", "none"] = "layer"
+    kind: Literal["layer", "rms", "auto", "none"] = "layer"
     offset: float = 0.0
     first: str | None = None
     last: bool = False
@@ -114,7 +114,7 @@ class QKNormAt:
 
     Args:
         q, k: patterns; ``[head]`` stands for a head's number where each head has its own tensor. None: no weights.
-        kind, per_head: as in QKNorm.
+        kind, per_head: as in QKNorm; "auto" as in InputNorm.
         offset: added to the stored gain.
         flag: config key that switches a norm without weights on.
         temperature: pattern of a learned factor per head, stored as its logarithm (cosine attention).
@@ -122,7 +122,7 @@ class QKNormAt:
 
     q: str | None
     k: str | None
-    kind: Literal["rms", "layer", "l2"] = "rms"
+    kind: Literal["rms", "layer", "l2", "auto"] = "rms"
     per_head: bool = True
     offset: float = 0.0
     flag: str | None = None
@@ -161,12 +161,15 @@ class Layout:
         heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it; kv_heads = () says
             that every query head has its own key head.
         head_ratio: config key by which the stated count of heads is divided (ConvBERT).
-        when: config facts that must hold for this row ("multi_query": True); a missing key reads as None.
+        heads_at: pattern of a tensor beside the weights, and its axis whose length is the count of heads.
+        when: config facts that must hold for this row ("multi_query": True),
+            a missing key reading as None; a tuple holds
+            every value that will do.
         scale: factor on the logits.
         norm, k_norm: normalisation of the queries' and keys' input (k_norm None: the same); norm None: not known.
         full: the heads together are exactly as wide as the input, which tells a transposed weight from a plain one.
         qk_norm, rotary: or None.
-        biases: names of the bias of a fused weight, or of q's and k's, where they are not the weight's name with ``.bias``.
+        biases: names of a fused weight's bias, or of q's and k's, where they are not the weight's with ``.bias``.
         softcap, clamp, context: config keys.
         causal: whether a token sees only those before it.
         softmax: False for linear attention.
@@ -184,6 +187,7 @@ class Layout:
     kv_heads: tuple[str, ...] | int = KV_HEADS
     head_dim: tuple[str, ...] = HEAD_DIM
     head_ratio: str | None = None
+    heads_at: tuple[str, int] | None = None
     when: Mapping[str, object] = field(default_factory=dict)
     scale: ScaleRule = inverse_root
     norm: InputNorm | None = None

@@ -1,5 +1,7 @@
 """Read one attention module: the only place of this room where tensor data is touched."""
 
+from typing import Literal
+
 import numpy as np
 
 from qkspec.checkpoints.store import Checkpoint, Store
@@ -12,7 +14,7 @@ from qkspec.layouts.modules import Module, Plan
 from qkspec.qk import Array, Norm, QKLayer, QKNorm
 
 
-def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa: ARG001 - the plan proves the module is the checkpoint's
+def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa: ARG001 - it vouches for the module
     """Return one attention module with its weights cut into heads; only its own tensors are read.
 
     Args:
@@ -95,13 +97,14 @@ def _biases(store: Store, module: Module) -> tuple[Array | None, Array | None]:
         return None, None
     found: list[Array | None] = []
     q_rows, k_rows = parts_of(row, counts)
-    for role, rows, heads in (("q_bias", q_rows, counts.heads), ("k_bias", k_rows, counts.kv_heads)):
+    for role, cut, heads in (("q_bias", q_rows, counts.heads), ("k_bias", k_rows, counts.kv_heads)):
         name = roles.get(role, roles.get("qkv_bias"))
         if name is None:
             found.append(None)
             continue
-        if role in roles and "qkv" in roles:
-            rows = np.arange(heads * counts.d_q)
+        rows = np.arange(heads * counts.d_q) if role in roles and "qkv" in roles else cut
+        if "qkv_bias" in roles and "k" in roles and role == "k_bias":  # q, k and v apart, but one bias for all three
+            rows = rows + counts.heads * counts.d_q
         stored = store.read(name).reshape(-1)
         if stored.size <= int(rows.max()):
             raise LayoutError(
@@ -116,11 +119,10 @@ def _norm(store: Store, module: Module, role: str, at: InputNorm | None) -> Norm
         return None
     name = module.roles.get(role)
     if name is None:
-        return Norm(at.kind) if at.at is None else None
+        return Norm("layer" if at.kind == "layer" else "rms") if at.at is None else None
     bias = module.roles.get(f"{role}_bias")
-    return Norm(
-        at.kind, store.read(name).reshape(-1) + at.offset, None if bias is None else store.read(bias).reshape(-1)
-    )
+    kind: Literal["layer", "rms"] = "layer" if at.kind == "layer" or (at.kind == "auto" and bias is not None) else "rms"
+    return Norm(kind, store.read(name).reshape(-1) + at.offset, None if bias is None else store.read(bias).reshape(-1))
 
 
 def _qk_norm(store: Store, module: Module) -> QKNorm | None:
@@ -134,7 +136,8 @@ def _qk_norm(store: Store, module: Module) -> QKNorm | None:
     if q is None and k is None and not (at.flag is not None and module.config.get(at.flag)) and temperature is None:
         return None
     q_bias, k_bias = _gains(store, module, "q_norm_bias", at), _gains(store, module, "k_norm_bias", at)
-    return QKNorm(at.kind, at.per_head, q, k, q_bias, k_bias, temperature)
+    automatic: Literal["layer", "rms"] = "rms" if q_bias is None else "layer"
+    return QKNorm(automatic if at.kind == "auto" else at.kind, at.per_head, q, k, q_bias, k_bias, temperature)
 
 
 def _gains(store: Store, module: Module, role: str, at: QKNormAt) -> Array | None:

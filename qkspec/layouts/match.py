@@ -9,6 +9,7 @@ from qkspec.layouts.layout import Config, Layout, expression
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
+OTHER_CONFIGS = ("quantization_config", "attn_config", "ffn_config", "generation_config")
 WORDS = {
     "vision": r"vision|visual|image|img|vit\b",
     "audio": r"audio|speech|sound",
@@ -69,9 +70,9 @@ def scopes(config: Config, kinds: tuple[str, ...] = (), parent: str = "") -> Ite
     if len(kinds) >= 4:
         return
     for key, value in config.items():
-        if isinstance(value, Mapping) and (key.endswith("_config") or key in ("encoder", "decoder", "generator")):
-            if key not in ("quantization_config", "attn_config", "ffn_config", "generation_config"):
-                yield from scopes(value, (*kinds, key.removesuffix("_config")), kind)
+        named = (key.endswith("_config") and key not in OTHER_CONFIGS) or key in ("encoder", "decoder", "generator")
+        if named and isinstance(value, Mapping):
+            yield from scopes(value, (*kinds, key.removesuffix("_config")), kind)
 
 
 def affinity(name: str, scope: Scope, kinds: frozenset[str]) -> int:
@@ -95,6 +96,8 @@ def holds(row: Layout, config: Config) -> bool:
 
 
 def _same(value: object, wanted: object) -> bool:
+    if isinstance(wanted, tuple):
+        return value in wanted
     if isinstance(wanted, bool) or wanted is None:
         return bool(value) == bool(wanted)
     return value == wanted

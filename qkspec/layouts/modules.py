@@ -9,7 +9,7 @@ from qkspec.layouts.cut import matrix_shape
 from qkspec.layouts.heads import Given, Heads, given, group_count, settle
 from qkspec.layouts.layout import Config, Latent, Layout
 from qkspec.layouts.match import Claim
-from qkspec.layouts.roles import roles, strangers, weights
+from qkspec.layouts.roles import count_of_heads, roles, strangers, weights
 
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
@@ -100,7 +100,7 @@ class Finder:
                 raise LayoutError(
                     f"{claim.path}: the config says {said} heads, the command line {asked}; leave that option out"
                 )
-        heads = stated.heads or self.heads
+        heads = stated.heads or count_of_heads(claim, self.names, self.store) or self.heads
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 
@@ -117,7 +117,7 @@ class Finder:
         odd = strangers(claim, self.names, parts)
         return Module(
             name=claim.path,
-            layer=claim.numbers[0] if len(claim.numbers) == 1 else ordinal,
+            layer=_layer(claim, ordinal),
             block=f"{kinds[-1]}.{row.block}" if kinds and row.block == "self" else row.block,
             heads=counts.heads,
             kv_heads=counts.kv_heads,
@@ -125,7 +125,7 @@ class Finder:
             d_model=self._matrix(parts.get("q_a", query), claim)[1],
             tensors=tuple(self.names[name] for name in parts.values()),
             stored=self.store.dtype(self.names[query]),
-            nbytes=self._nbytes(parts, counts, row),
+            nbytes=self._nbytes(parts, counts),
             row=row,
             config=claim.scope.config,
             roles={role: self.names[name] for role, name in parts.items()},
@@ -138,7 +138,7 @@ class Finder:
         groups = getattr(claim.row.weights, "groups", None)
         return rows, d * group_count(claim.scope.config, groups, is_key=name != claim.anchor)
 
-    def _nbytes(self, parts: Mapping[str, str], counts: Heads, row: Layout) -> int:
+    def _nbytes(self, parts: Mapping[str, str], counts: Heads) -> int:
         total = 0
         for role in ("qkv", "q", "k", "q_a", "q_b", "kv_a", "kv_b"):
             if role in parts:
@@ -150,3 +150,11 @@ class Finder:
                     size = size * (counts.heads + counts.kv_heads) // (counts.heads + 2 * counts.kv_heads)
                 total += size
         return total
+
+
+def _layer(claim: Claim, ordinal: int) -> int:
+    """Return a module's number: its pattern's, else (in pyramids) its ordinal, else the last number of its path."""
+    if len(claim.numbers) != 1:
+        elsewhere = [int(part) for part in claim.path.split(".") if part.isdigit() and len(part) < 10]
+        return ordinal if claim.numbers or not elsewhere else elsewhere[-1]
+    return claim.numbers[0]

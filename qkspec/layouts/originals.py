@@ -1,13 +1,72 @@
-"""Rows of the table: what libraries other than transformers write. Their names alone prove the layout."""
+"""Rows of the table: what libraries other than transformers write. Names and shapes alone prove the layout.
 
-from qkspec.layouts.layout import Fused, InputNorm, Layout, RotaryRule, Separate
+Head counts are rarely in these files: where neither a config nor a shape tells, the user is asked (``--num-heads``).
+"""
 
-# fmt: off  (a row is read across, not down)
+from dataclasses import replace
+
+from qkspec.layouts.layout import RAW, Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
+
+# A row is read across, not down.
+# fmt: off
+WINDOWED = ("a bias by relative position is added; attention stays within windows",)
+TIMM = Layout(
+    "timm", (), Fused("blocks.{}.attn.qkv"), full=True, kv_heads=(), by_name=True, norm=InputNorm("blocks.{}.norm1",
+        "auto"),
+    heads=("num_heads", "model_args.num_heads"), heads_at=("blocks.{}.attn.relative_position_bias_table", 1),
+    qk_norm=QKNormAt("blocks.{}.attn.q_norm", "blocks.{}.attn.k_norm", "auto"), when={"norm_position": (None, "pre")},
+)
+PYRAMID = replace(
+    TIMM, weights=Fused("layers.{}.blocks.{}.attn.qkv"), norm=InputNorm("layers.{}.blocks.{}.norm1"), qk_norm=None,
+        when={},
+    heads_at=("layers.{}.blocks.{}.attn.relative_position_bias_table", 1), remarks=WINDOWED,
+)
+TORCH = Layout("torch.nn.MultiheadAttention", (), Fused("in_proj_weight"), biases=("in_proj_bias",), full=True,
+               kv_heads=(), by_name=True)
+CLIP = replace(
+    TORCH, name="clip (original)", weights=Fused("transformer.resblocks.{}.attn.in_proj_weight"), causal=True,
+    biases=("transformer.resblocks.{}.attn.in_proj_bias",), norm=InputNorm("transformer.resblocks.{}.ln_1"),
+    block="text.self",
+)
+WHISPER = Layout(
+    "whisper (original)", (), Separate("encoder.blocks.{}.attn.query", "encoder.blocks.{}.attn.key"), "encoder.self",
+    heads=("n_audio_head",), kv_heads=(), full=True, by_name=True, norm=InputNorm("encoder.blocks.{}.attn_ln"),
+)
+
 ORIGINALS = (
     Layout("nanogpt", ("nanogpt",), Fused("h.{}.attn.c_attn"), full=True, kv_heads=(), head_dim=(),
            norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True),
-    Layout("timm", (), Fused("blocks.{}.attn.qkv"), full=True, kv_heads=(), norm=InputNorm("blocks.{}.norm1"), by_name=True),
-    Layout("meta_llama", ("meta_llama",), Separate("layers.{}.attention.wq", "layers.{}.attention.wk"), norm=InputNorm("layers.{}.attention_norm", "rms"),
-           rotary=RotaryRule("adjacent"), causal=True, by_name=True),
+    TIMM,
+    replace(TIMM, norm=InputNorm("blocks.{}.norm2", "auto", first=""), when={"norm_position": "post"}),
+    PYRAMID,
+    replace(PYRAMID, heads_at=("layers.{}.blocks.{}.attn.logit_scale", 0), norm=RAW, qk_norm=QKNormAt(
+        None, None, "l2", temperature="layers.{}.blocks.{}.attn.logit_scale")),
+    TORCH,
+    replace(TORCH, weights=Separate("q_proj_weight", "k_proj_weight"), block="cross"),
+    CLIP,
+    replace(CLIP, weights=Fused("visual.transformer.resblocks.{}.attn.in_proj_weight"), causal=False,
+        block="vision.self",
+            biases=("visual.transformer.resblocks.{}.attn.in_proj_bias",),
+            norm=InputNorm("visual.transformer.resblocks.{}.ln_1")),
+    WHISPER,
+    replace(WHISPER, weights=Separate("decoder.blocks.{}.attn.query", "decoder.blocks.{}.attn.key"),
+        block="decoder.self",
+            heads=("n_text_head",), norm=InputNorm("decoder.blocks.{}.attn_ln"), causal=True),
+    replace(WHISPER, weights=Separate("decoder.blocks.{}.cross_attn.query", "decoder.blocks.{}.cross_attn.key"),
+            full=False, block="decoder.cross", heads=("n_text_head",),
+            norm=InputNorm("decoder.blocks.{}.cross_attn_ln"),
+            k_norm=InputNorm("encoder.ln_post", last=True)),
+    Layout("llama (original)", (), Separate("layers.{}.attention.wq", "layers.{}.attention.wk"), by_name=True,
+           causal=True,
+           norm=InputNorm("layers.{}.attention_norm", "rms"), rotary=RotaryRule("adjacent")),
+    Layout("megatron-core", (), Fused("decoder.layers.{}.self_attention.linear_qkv", units=None), by_name=True,
+           causal=True,
+           norm=InputNorm("decoder.layers.{}.self_attention.linear_qkv.layer_norm", "auto",
+                          instead="decoder.layers.{}.input_layernorm"),
+           qk_norm=QKNormAt("decoder.layers.{}.self_attention.q_layernorm",
+                            "decoder.layers.{}.self_attention.k_layernorm", "auto"),
+           unknown=("rotary position, of which the file says nothing",)),
+    Layout("transformer_lens", (), Separate("blocks.{}.attn.W_Q", "blocks.{}.attn.W_K", heads_first=True), by_name=True,
+           causal=True, biases=("blocks.{}.attn.b_Q", "blocks.{}.attn.b_K"), norm=InputNorm("blocks.{}.ln1", "auto")),
 )
 # fmt: on

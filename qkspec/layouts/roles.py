@@ -1,15 +1,16 @@
-"""Which tensor plays which part for one attention module: weights, biases, the norms before and after the projection."""
+"""Which tensor plays which part for one attention module: weights, biases, the norms around the projection."""
 
 import re
 from collections.abc import Mapping
 
+from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
 from qkspec.layouts.layout import Fused, InputNorm, Latent, Layout, Separate, fill
 from qkspec.layouts.match import Claim
 
 Names = Mapping[str, str]
-GAINS = (".weight", ".gamma", ".scale", ".g", "")
-SHIFTS = (".bias", ".beta")
+GAINS = (".weight", ".gamma", ".scale", ".g", ".w", "_weight", "")
+SHIFTS = (".bias", ".beta", ".b", "_bias")
 
 
 def roles(claim: Claim, names: Names, heads: int) -> dict[str, str]:
@@ -46,6 +47,18 @@ def weights(claim: Claim, names: Names) -> dict[str, str]:
             return found | {"q_a": _must(claim, q_a, names), "q_b": _must(claim, q_b, names)}
 
 
+def count_of_heads(claim: Claim, names: Names, store: Store) -> int | None:
+    """Return the count of heads that a tensor beside the weights carries in its shape, or None."""
+    row = claim.row
+    if isinstance(row.weights, Separate) and row.weights.heads_first:
+        return store.shape(names[claim.anchor])[0]
+    if row.heads_at is None:
+        return None
+    pattern, axis = row.heads_at
+    name = next((stem for stem in (_at(claim, pattern), _at(claim, pattern) + ".weight") if stem in names), None)
+    return None if name is None else store.shape(names[name])[axis]
+
+
 def strangers(claim: Claim, names: Names, taken: Mapping[str, str]) -> list[str]:
     """Return norm-like tensors beside the weights that no role accounts for: something else happens to q or k."""
     start, known = claim.path + ".", set(taken.values())
@@ -78,7 +91,10 @@ def _biases(claim: Claim, names: Names, found: Mapping[str, str]) -> dict[str, s
         pairs = zip(("qkv_bias",) if len(stated) == 1 else ("q_bias", "k_bias"), stated, strict=True)
         return {role: _at(claim, at) for role, at in pairs if at is not None and _at(claim, at) in names}
     biases = {f"{role}_bias": weight.removesuffix(".weight") + ".bias" for role, weight in found.items()}
-    return {role: name for role, name in biases.items() if name in names}
+    present = {role: name for role, name in biases.items() if name in names}
+    # BEiT and DeBERTa keep q's bias apart from a fused weight, and have none for k.
+    apart = {f"{part}_bias": f"{claim.path}.{part}_bias" for part in "qk"}
+    return present or {role: name for role, name in apart.items() if name in names}
 
 
 def _norm(role: str, norm: InputNorm, claim: Claim, names: Names) -> dict[str, str]:

@@ -28,7 +28,9 @@ def layers_of(checkpoint: Checkpoint, **options) -> list[QKLayer]:
 def pair_up(layers: Sequence[QKLayer], maps: Iterable[Map]) -> list[tuple[QKLayer, Map]]:
     """Pair layers that were read with modules that ran, the most alike paths first; each is used once."""
     truths = {found.path: found for found in maps}
-    ranked = sorted(((alike(layer.name, path), i, path) for i, layer in enumerate(layers) for path in truths), reverse=True)
+    ranked = sorted(
+        ((alike(layer.name, path), i, path) for i, layer in enumerate(layers) for path in truths), reverse=True
+    )
     pairs: dict[int, str] = {}
     for _, i, path in ranked:
         if i not in pairs and path not in pairs.values():
@@ -40,7 +42,9 @@ def alike(one: str, two: str) -> tuple[int, int]:
     """Return how well two module paths match: equal numbers in order, then common parts from the end."""
     a, b = one.split("."), two.split(".")
     numbers = [part for part in a if part.isdigit()] == [part for part in b if part.isdigit()]
-    same = next((i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b)))
+    same = next(
+        (i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b))
+    )
     return (int(numbers), 10 * same + len(set(a) & set(b)))
 
 
@@ -70,17 +74,25 @@ def check_layer(layer: QKLayer, truth: Map, *, norms: bool = True) -> None:
         np.testing.assert_allclose(s, t, rtol=TOLERANCE, atol=TOLERANCE * t[0], err_msg=f"{where}: σ of head {head}")
         for k in (1, 2, 4, 8):
             if k <= layer.d_q:
-                assert math.isclose((s[:k] ** 2).sum() / (s**2).sum(), (t[:k] ** 2).sum() / (t**2).sum(), rel_tol=TOLERANCE), where
+                assert math.isclose(
+                    (s[:k] ** 2).sum() / (s**2).sum(), (t[:k] ** 2).sum() / (t**2).sum(), rel_tol=TOLERANCE
+                ), where
         if m.shape[0] == m.shape[1]:
             assert abs(np.trace(m) - np.trace(w)) <= TOLERANCE * np.abs(w).sum(), f"{where}: trace of head {head}"
-            assert positive_fraction(m, layer.d_q) == positive_fraction(w, layer.d_q), f"{where}: positive fraction of head {head}"
-    np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE * np.abs(theirs).max(), rtol=0, err_msg=f"{where}: logits")
+            assert positive_fraction(m, layer.d_q) == positive_fraction(w, layer.d_q), (
+                f"{where}: positive fraction of head {head}"
+            )
+    np.testing.assert_allclose(
+        mine, theirs, atol=10 * TOLERANCE * np.abs(theirs).max(), rtol=0, err_msg=f"{where}: logits"
+    )
     if norms:
         check_norm(layer, layer.q_input, truth.natural, "q_input", where)
     if norms and layer.k_input is not None:
         check_norm(layer, layer.k_input, truth.natural_y, "k_input", where)
     if truth.normed:
-        assert layer.qk_norm is not None or any("norm" in line for line in layer.unknown), f"{where}: {truth.normed} ran, none was read"
+        assert layer.qk_norm is not None or any("norm" in line for line in layer.unknown), (
+            f"{where}: {truth.normed} ran, none was read"
+        )
     else:
         assert layer.qk_norm is None or layer.qk_norm.kind == "l2", f"{where}: read a norm of q and k that did not run"
 
@@ -93,9 +105,11 @@ def positive_fraction(m: np.ndarray, d_q: int) -> float:
 
 
 def check_norm(layer: QKLayer, norm: Norm | None, natural: np.ndarray, role: str, where: str) -> None:
-    """Assert that undoing a norm's gain and bias on the module's real input leaves unit vectors (centred ones, for a LayerNorm)."""
+    """Assert that undoing a norm's gain and bias on the module's real input leaves unit vectors (centred, for a LayerNorm)."""
     if norm is None:
-        assert any("input" in line or "keys" in line for line in layer.unknown) or layer.qk_norm is not None, f"{where}: {role} is neither read nor unknown"
+        assert any("input" in line or "keys" in line for line in layer.unknown) or layer.qk_norm is not None, (
+            f"{where}: {role} is neither read nor unknown"
+        )
         return
     if not np.isfinite(natural).all():
         return

@@ -17,7 +17,15 @@ from torch.overrides import TorchFunctionMode
 
 ATTENTION = re.compile(r"^(?!.*(Lightning|Linear|Kimi)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn)")
 NORM = re.compile(r"Norm(\d[dD])?$")
-PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.baddbmm, torch.Tensor.bmm}
+PRODUCTS = {
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.Tensor.baddbmm,
+    torch.Tensor.bmm,
+}
 
 
 @dataclass
@@ -117,11 +125,23 @@ class Watch(TorchFunctionMode):
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
             return
         self.caught[name] = Caught(
-            name, flat(x), flat(y), made[0], made[1], factor, flat(natural), flat(natural_y), normed=list(self.normed.get(owner, []))
+            name,
+            flat(x),
+            flat(y),
+            made[0],
+            made[1],
+            factor,
+            flat(natural),
+            flat(natural_y),
+            normed=list(self.normed.get(owner, [])),
         )
         if factor is None:
             with torch._C.DisableTorchFunction():
-                batch = q.shape[0] if q.ndim > 3 else max(1, made[0].shape[0] * made[0].shape[1] // (q.shape[0] and made[0].shape[1] * q.shape[1]))
+                batch = (
+                    q.shape[0]
+                    if q.ndim > 3
+                    else max(1, made[0].shape[0] * made[0].shape[1] // (q.shape[0] and made[0].shape[1] * q.shape[1]))
+                )
                 dots = q.detach().double() @ k.detach().double().transpose(-1, -2)
                 self.caught[name].dots = dots.reshape(batch, made[0].shape[1], *dots.shape[-2:])
 
@@ -146,7 +166,7 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 
 def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
-    """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q), matched to x (batch, tokens, d)."""
+    """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q), x (batch, tokens, d)."""
     batch, tokens = int(np.prod(x.shape[:-2])), x.shape[-2]
     q = q.detach()
     if q.ndim == 3 and x.ndim == 2 and q.shape[1] == tokens:
@@ -163,7 +183,13 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
     if q.ndim == 3 and q.shape[1] == 1 and q.shape[0] % (batch * tokens) == 0:
         return q.reshape(batch * tokens, -1, q.shape[-1]).double().clone()
     if q.ndim == 3 and q.shape[1] == tokens and q.shape[0] % batch == 0:
-        return q.reshape(batch, -1, tokens, q.shape[-1]).transpose(1, 2).reshape(batch * tokens, -1, q.shape[-1]).double().clone()
+        return (
+            q.reshape(batch, -1, tokens, q.shape[-1])
+            .transpose(1, 2)
+            .reshape(batch * tokens, -1, q.shape[-1])
+            .double()
+            .clone()
+        )
     return None
 
 
@@ -171,15 +197,23 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
 def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, still: bool = False) -> Iterator[Watch]:
     """Run the model inside this, then read ``watch.caught``; ``still`` replaces every rotation by the identity."""
     names = {module: name for name, module in model.named_modules()}
-    alike = {module for module in names if attention.search(type(module).__name__) and not NORM.search(type(module).__name__)}
-    leaves = {module for module in alike if not any(child in alike for child in module.modules() if child is not module)}
+    alike = {
+        module for module in names if attention.search(type(module).__name__) and not NORM.search(type(module).__name__)
+    }
+    leaves = {
+        module for module in alike if not any(child in alike for child in module.modules() if child is not module)
+    }
     watch = Watch(names)
     watch.still = still
     with ExitStack() as stack:
         for module in names:
             if module in leaves:
-                stack.callback(module.register_forward_pre_hook(lambda m, a, k: enter(watch, m, a, k), with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(lambda m, a, o: watch.stack.pop() and None, always_call=True).remove)
+                stack.callback(
+                    module.register_forward_pre_hook(lambda m, a, k: enter(watch, m, a, k), with_kwargs=True).remove
+                )
+                stack.callback(
+                    module.register_forward_hook(lambda m, a, o: watch.stack.pop() and None, always_call=True).remove
+                )
             elif NORM.search(type(module).__name__):
                 stack.callback(neutral(module, watch))
         stack.enter_context(through_interface(watch))
@@ -202,7 +236,19 @@ def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
     return lambda: delattr(module, "forward")
 
 
-ROLES = ("hidden_states", "x", "query", "query_states", "hidden_state", "inputs", "input", "h", "embeddings", "src", "queries")
+ROLES = (
+    "hidden_states",
+    "x",
+    "query",
+    "query_states",
+    "hidden_state",
+    "inputs",
+    "input",
+    "h",
+    "embeddings",
+    "src",
+    "queries",
+)
 OTHER = ("key_value_states", "encoder_hidden_states", "key", "value", "context", "cross_attention_states", "kv")
 
 
@@ -213,7 +259,12 @@ def enter(watch: Watch, module, args, kwargs):
     order: list[torch.Tensor] = []
 
     def swap(value):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 2 or value.shape[-1] < 2 and (value.ndim != 3 or value.shape[1] < 8):
+        if (
+            not isinstance(value, torch.Tensor)
+            or not value.is_floating_point()
+            or value.ndim < 2
+            or (value.shape[-1] < 2 and (value.ndim != 3 or value.shape[1] < 8))
+        ):
             return value
         if id(value) not in fresh:
             fresh[id(value)] = torch.randn(value.shape, generator=watch.generator, dtype=torch.float64).to(value.dtype)
@@ -221,7 +272,14 @@ def enter(watch: Watch, module, args, kwargs):
         return fresh[id(value)]
 
     with torch._C.DisableTorchFunction():
-        width = next((a.shape[-1] for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim >= 2), None)
+        width = next(
+            (
+                a.shape[-1]
+                for a in (*args, *kwargs.values())
+                if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim >= 2
+            ),
+            None,
+        )
         if width is None:
             return args, kwargs
         new_args = list(args)
@@ -229,7 +287,11 @@ def enter(watch: Watch, module, args, kwargs):
             new_args[0] = swap(args[0])
             for i in range(1, len(args)):
                 is_tensor = isinstance(args[i], torch.Tensor)
-                if is_tensor and args[i].ndim == args[0].ndim == 3 and (id(args[i]) in fresh or args[i].shape[-1] == width or args[i].shape[0] == args[0].shape[0]):
+                if (
+                    is_tensor
+                    and args[i].ndim == args[0].ndim == 3
+                    and (id(args[i]) in fresh or args[i].shape[-1] == width or args[i].shape[0] == args[0].shape[0])
+                ):
                     new_args[i] = swap(args[i])
         new_kwargs = {}
         for key, value in kwargs.items():
@@ -242,12 +304,17 @@ def enter(watch: Watch, module, args, kwargs):
         if x.ndim == 3 and x.shape[-1] == 1:  # (batch, d, tokens), as SqueezeBERT's convolutions have it
             order[0] = order[0].transpose(1, 2)
             x = fresh[id(order[0])] = x.transpose(1, 2)
-        other = next((kwargs[key] for key in OTHER if isinstance(kwargs.get(key), torch.Tensor) and kwargs[key].ndim >= 3), None)
+        other = next(
+            (kwargs[key] for key in OTHER if isinstance(kwargs.get(key), torch.Tensor) and kwargs[key].ndim >= 3), None
+        )
         if other is None and len(order) > 1:
             other = order[1]
         y = x if other is None else fresh[id(other)]
         for original in order:
-            watch.natural[id(fresh[id(original)])] = (fresh[id(original)], watch.natural.get(id(original), (None, original))[1])
+            watch.natural[id(fresh[id(original)])] = (
+                fresh[id(original)],
+                watch.natural.get(id(original), (None, original))[1],
+            )
         watch.inputs[module] = (x, y, watch.natural[id(x)][1], watch.natural[id(y)][1])
         watch.normed[module] = []
     return tuple(new_args), new_kwargs
@@ -270,7 +337,12 @@ def through_interface(watch: Watch) -> Iterator[None]:
             scaling = options.get("scaling")
             if scaling is None:
                 scaling = query.shape[-1] ** -0.5
-            watch.catch(module, query, key, float(scaling) if not isinstance(scaling, torch.Tensor) or scaling.numel() == 1 else None)
+            watch.catch(
+                module,
+                query,
+                key,
+                float(scaling) if not isinstance(scaling, torch.Tensor) or scaling.numel() == 1 else None,
+            )
             watch.interface += 1
             try:
                 return found(module, query, key, *rest, **options)

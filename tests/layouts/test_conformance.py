@@ -1,4 +1,4 @@
-"""Every architecture: a tiny model, saved by its own library, read by its layout, and compared with what it computes itself."""
+"""Every architecture: a tiny model, saved by its own library, read by its layout, compared with what it computes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
             model.get_submodule(path)(**filled(feed))
     maps = [regress(caught, every=case.every) for caught in watch.caught.values()]
     assert layers, "nothing was read"
-    assert len(layers) + case.unread - case.unrun == len(maps), f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
+    assert len(layers) + case.unread - case.unrun == len(maps), (
+        f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
+    )
     for layer, truth in pair_up(layers, maps):
         check_layer(layer, truth, norms=case.norms)
-    record_property("architecture", f"{case.name}: {sum(layer.heads for layer in layers)} heads in {len(layers)} modules")
+    record_property(
+        "architecture", f"{case.name}: {sum(layer.heads for layer in layers)} heads in {len(layers)} modules"
+    )
 
 
 def test_case_names_are_unique() -> None:
