@@ -116,6 +116,13 @@ class AdamW2(torch.optim.AdamW):
         if "tau" in self.defaults:
             _check(self.param_groups[-1], self._how)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; what is remembered is copied out of its stacks, so that no tensors share memory."""
+        whole = super().state_dict()
+        states = whole["state"].items()
+        whole["state"] = {i: {k: v.clone() if k in _MEMORY else v for k, v in s.items()} for i, s in states}
+        return whole
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of AdamW2, bit for bit, or of torch.optim.AdamW, whose first step then measures from scratch."""
         super().load_state_dict(state_dict)

@@ -259,6 +259,14 @@ def test_state_goes_to_torch_adamw_and_back():
     assert ours.param_groups[0]["tau"] == math.inf
 
 
+def test_no_two_tensors_of_a_state_dict_share_memory():
+    net = Net()
+    opt = AdamW2(net.named_parameters(), exempt=(), batched=True)
+    feed(net, opt, 2)
+    places = [t.untyped_storage().data_ptr() for s in opt.state_dict()["state"].values() for t in s.values()]
+    assert len(set(places)) == len(places)
+
+
 def test_copies_schedulers_closures_and_new_groups():
     net = Net()
     opt = AdamW2(net.named_parameters(), 1e-2)
