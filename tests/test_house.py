@@ -18,8 +18,8 @@ FLOORS = (
     ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),
-    ("analysis", "judging", "activations", "measuring", "streaming", "cache"),
-    ("gate", "comparison"),
+    ("analysis", "judging", "activations", "measuring", "streaming", "cache", "terms"),
+    ("gate", "comparison", "audit"),
     ("reports", "watch", "callbacks", "train"),
     ("cli", "__main__"),
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli import analyze, compare, explain, gate, inspect, plot, simulate, train, watch
+from qkspec.cli import analyze, audit, compare, explain, gate, inspect, plot, simulate, train, watch
 from qkspec.engine import one_blas_thread
 from qkspec.errors import QkspecError
 
@@ -29,6 +29,7 @@ COMMANDS = (
     ("gate", gate.gate),
     ("compare", compare.compare),
     ("watch", watch.watch),
+    ("audit", audit.audit),
     ("inspect", inspect.inspect),
     ("plot", plot.plot),
     ("train", train.train),
