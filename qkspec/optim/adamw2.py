@@ -117,7 +117,7 @@ class AdamW2(torch.optim.AdamW):
             _check(self.param_groups[-1], self._how)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict; what is remembered is copied out of its stacks, so that no tensors share memory."""
+        """Return torch's state dict; what is remembered is copied out of its stacks: no tensors share memory."""
         whole = super().state_dict()
         states = whole["state"].items()
         whole["state"] = {i: {k: v.clone() if k in _MEMORY else v for k, v in s.items()} for i, s in states}
