@@ -77,7 +77,7 @@ def peek_step(folder: Folder, name: str) -> int | None:
         return None
     try:
         with closing(folder.blob(name)) as blob:
-            return find_step(children(TorchFile(blob).root) or {})
+            return find_step(children(TorchFile(blob, _MAX_PEEK).root) or {})
     except CheckpointError:
         return None
 
@@ -191,6 +191,7 @@ def _refuse(blob: Blob, what: str, then: str) -> NoReturn:
     raise CheckpointError(f"{blob.path}: {what}; {then}")
 
 
+_MAX_PEEK = 1 << 20  # bytes of pickle, a tenth of a second: more is not read twice for the sake of a step
 _BINARIES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".pt.tar", ".pth.tar")
 SAFETENSORS = Format(
     "safetensors",

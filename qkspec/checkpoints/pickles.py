@@ -8,6 +8,7 @@ map a whole file to return one matrix of it.
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -122,30 +123,27 @@ class Reader:
         """
         self.stack, self.memo = [], {}
         try:
-            for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-                if count > MAX_OPERATIONS:
-                    raise CheckpointError(
-                        f"{self.path}: its pickle takes more than {MAX_OPERATIONS} steps; save only the weights"
-                    )
-                if opcode.name == "STOP":
-                    return self.stack.pop()
-                self._step(opcode.name, arg)
+            with warnings.catch_warnings():  # of escape sequences in the text of very old pickles
+                warnings.simplefilter("ignore")
+                return self._run(stream)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: its pickle is damaged or incomplete; copy or save it again") from error
-        raise CheckpointError(f"{self.path}: its pickle does not end; the file is incomplete")
 
-    def _step(self, name: str, arg: Any) -> None:
-        if name in _PUSH:
-            self.stack.append(arg)
-        elif name in _CONSTANT:
-            self.stack.append(_CONSTANT[name]())
-        elif name not in _SKIP:
-            step = _STEPS.get(name)
+    def _run(self, stream: BytesIO) -> Any:
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            if count > MAX_OPERATIONS:
+                raise CheckpointError(
+                    f"{self.path}: its pickle takes more than {MAX_OPERATIONS} steps; save only the weights"
+                )
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            step = _STEPS.get(opcode.name)
             if step is None:
                 raise CheckpointError(
-                    f"{self.path}: its pickle uses {name}, which no checkpoint needs; do not load it elsewhere"
+                    f"{self.path}: its pickle uses {opcode.name}, which no checkpoint needs; load it nowhere"
                 )
             step(self, arg)
+        raise ValueError
 
     def items(self) -> list[Any]:
         """Pop the values above the last mark."""
@@ -278,23 +276,27 @@ def _instance_with_names(reader: Reader, _: Any) -> None:
     reader.stack.append(reader.instance(cls, args))
 
 
-_PUSH = frozenset(
-    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"}
-    | {"SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE"}
-    | {"SHORT_BINUNICODE", "BINUNICODE8"}
+def _constant(make: Callable[[], Any]) -> Step:
+    return lambda reader, _: reader.stack.append(make())
+
+
+_VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),
+    *("SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE"),
+    *("SHORT_BINUNICODE", "BINUNICODE8"),
 )
-_SKIP = frozenset({"PROTO", "FRAME"})
-_CONSTANT: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_SET": list,
-    "EMPTY_DICT": dict,
-    "MARK": lambda: _MARK,
-}
 _STEPS: dict[str, Step] = {
+    "PROTO": lambda *_: None,
+    "FRAME": lambda *_: None,
+    **dict.fromkeys(_VALUES, lambda r, arg: r.stack.append(arg)),
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "EMPTY_TUPLE": _constant(tuple),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_SET": _constant(list),
+    "EMPTY_DICT": _constant(dict),
+    "MARK": _constant(lambda: _MARK),
     "TUPLE": lambda r, _: r.stack.append(tuple(r.items())),
     "LIST": lambda r, _: r.stack.append(r.items()),
     "FROZENSET": lambda r, _: r.stack.append(r.items()),

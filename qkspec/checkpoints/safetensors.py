@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class SafetensorsStore(Store):
 
 
 def _read_values(blob: Blob, start: int, stop: int, dtype: str) -> Array:
-    """Read and decode a stretch of a file, on disk in pieces that stay in the processor's cache: half the time of one."""
+    """Read and decode a stretch, on disk in pieces that stay in the processor's cache: half the time of one."""
     if not isinstance(blob, LocalBlob) or stop - start <= _PIECE:
         return decode(blob.read(start, stop - start), dtype)
     values = np.empty((stop - start) * 8 // BITS[dtype], np.float64 if dtype == "float64" else np.float32)
@@ -89,7 +89,7 @@ def _read_values(blob: Blob, start: int, stop: int, dtype: str) -> Array:
         piece = decode(blob.read(at, min(_PIECE, stop - at)), dtype)
         values[done : done + piece.size] = piece
         done += piece.size
-    return values
+    return cast(Array, values)
 
 
 def check_float(path: str, name: str, dtype: str) -> None:

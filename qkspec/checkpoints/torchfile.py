@@ -78,10 +78,15 @@ class Unreadable:
 
 
 class TorchFile:
-    """What one ``torch.save`` call wrote: ``root`` is its value, with Tensor in place of tensors."""
+    """What one ``torch.save`` call wrote: ``root`` is its value, with Tensor in place of tensors.
 
-    def __init__(self, blob: Blob) -> None:
-        self.blob = blob
+    Args:
+        blob: the file.
+        limit: bytes that its pickle may have.
+    """
+
+    def __init__(self, blob: Blob, limit: int = MAX_PICKLE) -> None:
+        self.blob, self._limit = blob, limit
         self._windows: dict[str, Window] = {}
         self._archive: Archive | None = None
         if bytes(blob.read(0, min(4, blob.size))) == b"PK\x03\x04":
@@ -98,12 +103,12 @@ class TorchFile:
         if archive.text("byteorder") == "big":
             _refuse(self.blob, "was written on a big-endian machine; save it again as safetensors")
         window = archive.window("data.pkl")
-        if window.size > MAX_PICKLE:
-            _refuse(self.blob, f"its pickle is {window.size} bytes, more than {MAX_PICKLE}; save only the weights")
+        if window.size > self._limit:
+            _refuse(self.blob, f"its pickle is {window.size} bytes, more than {self._limit}; save only the weights")
         return Reader(self.blob.path, HANDLERS, _storage).load(BytesIO(window.read(0, window.size)))
 
     def _open_legacy(self) -> Any:
-        stream = BytesIO(self.blob.read(0, min(MAX_PICKLE, self.blob.size)))
+        stream = BytesIO(self.blob.read(0, min(self._limit, self.blob.size)))
         stream.seek(len(LEGACY))
         counts: dict[str, Storage] = {}
 

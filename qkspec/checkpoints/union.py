@@ -10,7 +10,7 @@ from qkspec.checkpoints.store import Store
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 
-MAX_INDEX = 20 << 20  # bytes; the index of DeepSeek-V3 (91,991 tensors) has 8.9 million
+MAX_INDEX = 16 << 20  # bytes; the index of DeepSeek-V3 (91,991 tensors) has 8.9 million
 MAX_SHARDS = 4096
 _SHARD = re.compile(r"-(\d{3,6})-of-(\d{3,6})(?=\.[^.]+$)")
 

@@ -27,7 +27,8 @@ from torch.distributed.fsdp import fully_shard
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 torch.manual_seed(0)
-model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(9, 3, 18, dropout=0.0), 2, enable_nested_tensor=False)
+layer = torch.nn.TransformerEncoderLayer(9, 3, 18, dropout=0.0)
+model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 full = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
 fully_shard(model, mesh=mesh)

@@ -10,14 +10,40 @@ from qkspec.checkpoints.names import is_temporary, is_trainer_state, natural, sa
 @pytest.mark.parametrize(
     ("name", "step"),
     [
-        ("step-000100", 100), ("checkpoint-500", 500), ("ckpt_20.pt", 20), ("global_step1000", 1000), ("epoch=3-step=900.ckpt", 900),
-        ("step1000", 1000), ("step=100.pt.tar", 100), ("1000", 1000), ("iter_0000100", 100), ("step1000-tokens4B", 1000), ("ckpt_100k.pt", 100_000),
-        ("model_100.pt", 100), ("checkpoint-500-best", 500), ("epoch_3", 3), ("epoch=3-val_loss=2.31.ckpt", 3), ("checkpoint_5.pth.tar", 5),
-        ("model@step143000", 143000), ("Step_7.safetensors", 7), ("checkpoint-1m", 1_000_000), ("update_12.pt", 12), ("0.pt", 0),
-        ("gpt2.pt", None), ("llama-7b", None), ("vit-b16", None), ("checkpoint.pth.tar", None), ("last.ckpt", None), ("consolidated.00.pth", None),
-        ("run-2024-05-01", None), ("model-00001-of-00003.safetensors", None), ("best-loss=0.25.ckpt", None), ("step-" + "9" * 400, None), ("", None),
+        ("step-000100", 100),
+        ("checkpoint-500", 500),
+        ("ckpt_20.pt", 20),
+        ("global_step1000", 1000),
+        ("epoch=3-step=900.ckpt", 900),
+        ("step1000", 1000),
+        ("step=100.pt.tar", 100),
+        ("1000", 1000),
+        ("iter_0000100", 100),
+        ("step1000-tokens4B", 1000),
+        ("ckpt_100k.pt", 100_000),
+        ("model_100.pt", 100),
+        ("checkpoint-500-best", 500),
+        ("epoch_3", 3),
+        ("epoch=3-val_loss=2.31.ckpt", 3),
+        ("checkpoint_5.pth.tar", 5),
+        ("model@step143000", 143000),
+        ("Step_7.safetensors", 7),
+        ("checkpoint-1m", 1_000_000),
+        ("update_12.pt", 12),
+        ("0.pt", 0),
+        ("gpt2.pt", None),
+        ("llama-7b", None),
+        ("vit-b16", None),
+        ("checkpoint.pth.tar", None),
+        ("last.ckpt", None),
+        ("consolidated.00.pth", None),
+        ("run-2024-05-01", None),
+        ("model-00001-of-00003.safetensors", None),
+        ("best-loss=0.25.ckpt", None),
+        ("step-" + "9" * 400, None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_step_of(name: str, step: int | None) -> None:
     assert step_of(name) == step
 
@@ -43,9 +69,22 @@ def test_natural_order_takes_digits_without_end() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt", "optimizer_0",
-     "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "random_states_0.pkl", "trainer_state.json", "dataloader.pt", "model_optim.pt"],
-)  # fmt: skip
+    [
+        "optimizer.pt",
+        "optimizer.bin",
+        "scheduler.pt",
+        "rng_state.pth",
+        "rng_state_0.pth",
+        "training_args.bin",
+        "scaler.pt",
+        "optimizer_0",
+        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "random_states_0.pkl",
+        "trainer_state.json",
+        "dataloader.pt",
+        "model_optim.pt",
+    ],
+)
 def test_trainer_state(name: str) -> None:
     assert is_trainer_state(name)
 
@@ -60,8 +99,19 @@ def test_weights_are_no_trainer_state(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "temporary"),
-    [("tmp-checkpoint-500", True), ("step-000100.tmp-abc", True), ("step-5.tmp", True), ("model.safetensors.part", True), ("ckpt.pt~", True),
-     ("checkpoint-5_temp", True), ("model.incomplete", True), ("step-5-partial", True), ("template.pt", False), ("step-5", False), ("temperature-1", False)],
-)  # fmt: skip
+    [
+        ("tmp-checkpoint-500", True),
+        ("step-000100.tmp-abc", True),
+        ("step-5.tmp", True),
+        ("model.safetensors.part", True),
+        ("ckpt.pt~", True),
+        ("checkpoint-5_temp", True),
+        ("model.incomplete", True),
+        ("step-5-partial", True),
+        ("template.pt", False),
+        ("step-5", False),
+        ("temperature-1", False),
+    ],
+)
 def test_temporary(name: str, temporary: bool) -> None:
     assert is_temporary(name) == temporary

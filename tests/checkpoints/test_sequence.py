@@ -2,7 +2,7 @@
 
 import json
 import os
-import pickle
+import pickle  # noqa: TID251 - our own objects, as worker processes get them
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +188,8 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
 def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in ("none.pt", "empty", "x*", "", "a\0b"):
-        with pytest.raises((InputError, CheckpointError)):
-            for run in find_runs([str(tmp_path / path) if path and "\0" not in path else path]):
-                run.sources[0].open()
+        with pytest.raises(InputError):
+            find_runs([str(tmp_path / path) if path and "\0" not in path else path])
     with pytest.raises(InputError, match="no checkpoint was given"):
         find_runs([])
     model(tmp_path / "r" / "step-1")
