@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkspec import trajectory
-from qkspec.analysis import Report, run_state
 from qkspec.errors import UsageError
+from qkspec.judging import Report, run_state
 from qkspec.readings import Readings, concatenate
 from qkspec.theorem import GRAVITY, Verdict
 from qkspec.trajectory import HeadTable, RunState

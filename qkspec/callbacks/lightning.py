@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from qkspec.analysis import Settings
 from qkspec.callbacks import live
 from qkspec.callbacks.judgement import Judgement, check_stop
 from qkspec.callbacks.torch import EARLY, Monitor
+from qkspec.measuring import Settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

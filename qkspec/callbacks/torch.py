@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from qkspec.analysis import Settings, judge, measure, plan_for
+from qkspec.analysis import judge
 from qkspec.callbacks import live
 from qkspec.callbacks.judgement import EARLY, RUN, Judgement, check_stop, follow
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError, QkspecError, UsageError
 from qkspec.layouts.find import read
+from qkspec.measuring import Settings, chosen, measure, plan_for
 
 __all__ = ["EARLY", "Judgement", "Monitor"]
 
@@ -134,10 +135,9 @@ class Monitor:
     def _take_part(self, checkpoint: Checkpoint) -> None:
         """Read what rank 0 reads, in its order, since gathering a DTensor takes all ranks."""
         plan = plan_for(checkpoint, self._settings)
-        for module in plan.modules:
-            if not self._settings.layers or module.layer in self._settings.layers:
-                with suppress(QkspecError):  # rank 0 meets the same one, and reports it
-                    read(checkpoint, plan, module)
+        for i in chosen(plan, self._settings):
+            with suppress(QkspecError):  # rank 0 meets the same one, and reports it
+                read(checkpoint, plan, plan.modules[i])
 
 
 def _told(outcome: Judgement | QkspecError | None) -> Judgement:

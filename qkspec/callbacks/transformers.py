@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qkspec.analysis import Settings
 from qkspec.callbacks.judgement import Judgement, check_stop
 from qkspec.callbacks.torch import EARLY, Monitor
+from qkspec.measuring import Settings
 
 __all__ = ["SpectrumCallback"]
 

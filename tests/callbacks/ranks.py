@@ -12,15 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from qkspec.analysis import Settings
 from qkspec.callbacks.torch import Monitor
 from qkspec.errors import InputError, UsageError
+from qkspec.measuring import Settings
 
 
-def main(kind, rank, folder):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def watch(kind, rank, folder):
     loop, forward = Loop(), None
     if kind == "ddp":
         forward = watched = DistributedDataParallel(loop.model)
@@ -61,7 +58,15 @@ def main(kind, rank, folder):
             Monitor(old, config=loop.config)
         except UsageError as error:
             Path(folder, f"old-{rank}").write_text(str(error))
+
+
+def main(rank, folder):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    for kind in ("ddp", "fsdp"):
+        watch(kind, rank, f"{folder}/{kind}")
     distributed.destroy_process_group()
 
 
-main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+main(int(sys.argv[1]), sys.argv[2])

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from build import collapsed_layer, layer_of, random_layer, table
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkspec.analysis import assemble
@@ -27,6 +27,7 @@ def step_table(layer, step):
 LAYERS = (random_layer(heads=1, d_q=16, d=64), collapsed_layer(), collapsed_layer(size=0.1))
 
 
+@settings(deadline=None, max_examples=50)  # a busy machine is no failure
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=6))
 def test_the_run_so_far_is_the_run_of_all_steps_together(events):
     steps = np.cumsum([gap for gap, _ in events]).tolist()

@@ -8,11 +8,11 @@ import torch
 from callbacks.loops import TINY, Loop, collapse, run_example, same
 
 from qkspec import Limits, analyze
-from qkspec.analysis import Settings
 from qkspec.callbacks import torch as hook
 from qkspec.callbacks.judgement import RUN
 from qkspec.callbacks.torch import EARLY, Monitor
 from qkspec.errors import InputError, LayoutError, UsageError
+from qkspec.measuring import Settings
 from qkspec.theorem import Verdict
 
 
