@@ -109,13 +109,14 @@ def _cells(report: Report, name: str, part: slice, known: dict[str, str]) -> lis
         return [""] * len(report.readings["run"][part])
     values = column[part].tolist()
     if name in TEXT:
-        return [known[v] if v in known else known.setdefault(v, _quoted(v)) for v in values]
+        return [known[v] if v in known else known.setdefault(v, quoted(v)) for v in values]
     if name in KEYS:
         return ["" if v == NO_STEP else str(v) for v in values]
     return ["" if v != v else repr(v) for v in values]  # noqa: PLR0124 - NaN alone differs from itself
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as a CSV cell."""
     text = cell(name)
     return '"{}"'.format(text.replace('"', '""')) if any(c in text for c in ',"') else text
 

@@ -46,7 +46,7 @@ def write_directory(
         one.require()
     with replacing(out) as folder:
         for one in Format:
-            if one not in chosen or one is Format.JSON:
+            if one not in chosen or one is Format.JSON or (one is Format.LOSSES and not _has_losses(report)):
                 continue
             if one is Format.PLOTS:
                 _plots(report, folder / one.file, plot_format)
@@ -105,6 +105,10 @@ def replacing(out: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_losses(report: Report) -> bool:
+    return any(story.loss is not None for story in report.stories.values())
 
 
 def _plots(report: Report, folder: Path, plot_format: str) -> None:

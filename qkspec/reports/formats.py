@@ -18,6 +18,7 @@ class Format(Enum):
 
     CSV = ("heads.csv", "csvfile", "")
     SPECTRA = ("spectra.safetensors", "spectra", "")
+    LOSSES = ("losses.csv", "losses", "")
     PLOTS = ("plots", "figures", "")
     HTML = ("report.html", "html", "html")
     MARKDOWN = ("report.md", "markdown", "")
@@ -55,8 +56,8 @@ class Format(Enum):
 
 
 EXTRAS = {"html": ("jinja2", "plotly")}
-TEXT = (Format.CSV, Format.HTML, Format.MARKDOWN, Format.JSON)
-ESSENTIAL = (Format.CSV, Format.JSON)  # what a saved report is read back from; in every report directory
+TEXT = (Format.CSV, Format.LOSSES, Format.HTML, Format.MARKDOWN, Format.JSON)
+ESSENTIAL = (Format.CSV, Format.LOSSES, Format.JSON)  # what a saved report is read back from; in every directory
 ON_REQUEST = (Format.MARKDOWN,)
 
 

@@ -1,7 +1,7 @@
 """report.html: one self-contained page that explores a report and needs no network.
 
-Two layers keep names inert: Jinja escapes what is written here, and the script only ever sets text. A content policy by hash
-lets no other script run and nothing be fetched.
+Two layers keep names inert: Jinja escapes what is written here, and the script only ever sets text. A content policy by
+hash lets no other script run and nothing be fetched.
 """
 
 import json
@@ -14,8 +14,17 @@ from typing import Any, TextIO
 
 from qkspec.analysis import Report
 from qkspec.clean import clean
-from qkspec.reports.pagedata import MAX_RUNS, Losses, page_data
-from qkspec.reports.view import RunView, reasons, state_sentence, surge_sentence, turn_sentence, views, what_was_read
+from qkspec.reports.pagedata import MAX_RUNS, page_data
+from qkspec.reports.view import (
+    RunView,
+    loss_sentence,
+    reasons,
+    state_sentence,
+    surge_sentence,
+    turn_sentence,
+    views,
+    what_was_read,
+)
 from qkspec.theorem import GRAVITY
 
 SCRIPTS = ("data.js", "plots.js", "table.js", "page.js")
@@ -23,14 +32,8 @@ MAX_SKIPPED = 200
 MAX_REMARKS = 50
 
 
-def write(report: Report, out: TextIO, *, losses: Losses | None = None) -> None:
-    """Write the page to an open text file.
-
-    Args:
-        report: the report.
-        out: an open text file.
-        losses: run name to its (step, loss) pairs, drawn below the trajectories.
-    """
+def write(report: Report, out: TextIO) -> None:
+    """Write the page to an open text file."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -45,7 +48,7 @@ def write(report: Report, out: TextIO, *, losses: Losses | None = None) -> None:
             scripts=[_Raw(script) for script in scripts],
             hashes=[_hash(script) for script in scripts],
             style=_Raw((page / "page.css").read_text(encoding="utf-8")),
-            data=_Raw(embed(page_data(report, runs, losses or {}))),
+            data=_Raw(embed(page_data(report, runs))),
             runs=[_summary(view) for view in views(report)],
             drawn=len(runs),
             skipped=[(clean(name), clean(why, 500)) for name, why in islice(report.skipped.items(), MAX_SKIPPED)],
@@ -86,7 +89,8 @@ def _summary(view: RunView) -> dict[str, Any]:
         "sentence": clean(state_sentence(view)),
         "turn": clean(turn_sentence(view)),
         "why": clean(", ".join(reasons(view, row))) if row is not None else "",
-        "surge": surge_sentence(view),
+        "surge": clean(surge_sentence(view)),
+        "loss": clean(loss_sentence(view), 500),
         "counts": [(verdict.value, counts[verdict]) for verdict in GRAVITY if counts[verdict]],
         "remarks": _cleaned(view.remarks()[:MAX_REMARKS]),
     }

@@ -83,12 +83,38 @@ def _run(view: RunView) -> Json:
             "malignant": view.state.malignant,
             "first_malignant_step": view.state.turned,
             "surge_step": view.state.surge,
+            "crossed_step": view.state.crossed,
+            "largest_median_growth": plain_number(view.state.growth),
+            "reasons": [condition_document(c) for c in view.story.reasons] if view.story else [],
         },
+        "alarms": dict(view.story.alarms) if view.story else {},
+        "loss": _loss(view),
         "first_malignant": _first(view),
         "heads": len(view.table.heads),
         "verdicts": _words(view.counts()),
         "checkpoints": [_moment(view, index) for index in chosen],
         "layers": _layers(view),
+    }
+
+
+def _loss(view: RunView) -> Json | None:
+    """Return what the run's loss did and by how many steps each alarm came before its trouble; None without a loss."""
+    story = view.story
+    if story is None or story.loss is None:
+        return None
+    trouble = story.trouble
+    return {
+        "source": story.loss.source,
+        "points": len(story.loss.steps),
+        "trouble": trouble
+        and {
+            "step": trouble.step,
+            "kind": trouble.kind,
+            "value": plain_number(trouble.value),
+            "limit": plain_number(trouble.limit),
+            "reference": trouble.reference,
+        },
+        "leads": story.leads,
     }
 
 
@@ -151,7 +177,21 @@ def _first(view: RunView) -> Json | None:
 def _heads(report: Report, troubled: list[tuple[RunView, int]]) -> list[Json]:
     conditions = _evidence(report, [row for _, row in troubled])
     return [
-        {**_head(report, row), "since_step": _since(view, row), "evidence": conditions[row]} for view, row in troubled
+        {**_head(report, row), "since_step": _since(view, row), "evidence": conditions[row], "flags": _flags(view, row)}
+        for view, row in troubled
+    ]
+
+
+def _flags(view: RunView, row: int) -> list[Json]:
+    return [
+        {
+            "name": flag.name,
+            "step": plain_number(flag.step),
+            "quantity": flag.quantity,
+            "value": plain_number(flag.value),
+            "limit": plain_number(flag.limit),
+        }
+        for flag in view.flags(row)
     ]
 
 

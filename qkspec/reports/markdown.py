@@ -9,6 +9,7 @@ from qkspec.clean import clean
 from qkspec.reports.view import (
     RunView,
     head_name,
+    loss_sentence,
     number,
     reasons,
     state_sentence,
@@ -98,9 +99,9 @@ def _run(view: RunView) -> Iterator[str]:
     row = view.first_turn()
     why = "" if row is None else f" ({inert(', '.join(reasons(view, row)))})"
     yield f"First: {inert(turn_sentence(view))}{why}"
-    surge = surge_sentence(view)
-    if surge:
-        yield f"  \nSurge: {inert(surge)}"
+    for word, sentence in (("Surge", surge_sentence(view)), ("Loss", loss_sentence(view))):
+        if sentence:
+            yield f"  \n{word}: {inert(sentence)}"
     yield ""
     worst = view.worst()
     if worst:

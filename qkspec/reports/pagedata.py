@@ -1,6 +1,6 @@
 """What report.html shows, thinned for display and packed: the data itself stays whole in heads.csv."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from qkspec.analysis import Report
 from qkspec.clean import clean
+from qkspec.curve import Curve
 from qkspec.metrics import METRICS, random_init, sec
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
 from qkspec.reports.palette import LOOKS
@@ -16,7 +17,6 @@ from qkspec.theorem import GRAVITY, Verdict
 
 F64 = NDArray[np.float64]
 Json = dict[str, Any]
-Losses = Mapping[str, Sequence[tuple[float, float]]]  # run name to (step, loss)
 
 MAX_RUNS = 12  # runs drawn in the page; its summary names all of them
 CELLS = 120_000  # checkpoints x heads of all runs drawn: about 160 kB a metric
@@ -25,6 +25,7 @@ SPECTRAL = 400_000  # singular values of all runs drawn
 SPECTRAL_MOMENTS = 6
 SPECTRAL_SIZES = 48
 LOSS_POINTS = 1500
+FLAGGED = 4096  # heads of a run up to which what happened to each is told
 
 LOGARITHMIC = ("freezing_ratio", "sigma1")
 
@@ -42,17 +43,17 @@ SHOWN = (
 )
 
 
-def page_data(report: Report, runs: Sequence[RunView], losses: Losses) -> Json:
+def page_data(report: Report, runs: Sequence[RunView]) -> Json:
     """Return the data of the page as plain values.
 
     Args:
         report: the report.
         runs: the views to draw, at most MAX_RUNS.
-        losses: run name to its (step, loss) pairs, where they are known.
     """
     meanings = {metric.name: metric.meaning for metric in METRICS}
     measured = set(report.readings.metrics)
     names = [(name, label) for name, label in SHOWN if name in measured]
+    flags: dict[str, int] = {}
     return {
         "verdicts": [
             {
@@ -67,11 +68,12 @@ def page_data(report: Report, runs: Sequence[RunView], losses: Losses) -> Json:
         ],
         "metrics": [{"name": name, "label": label, "meaning": meanings[name]} for name, label in names],
         "limits": {"large": report.limits.freezing, "frozen": report.limits.certain},
-        "runs": [_run(view, [name for name, _ in names], losses.get(view.name, ()), len(runs)) for view in runs],
+        "runs": [_run(view, [name for name, _ in names], len(runs), flags) for view in runs],
+        "flags": list(flags),
     }
 
 
-def _run(view: RunView, names: Sequence[str], loss: Sequence[tuple[float, float]], share: int) -> Json:
+def _run(view: RunView, names: Sequence[str], share: int, flags: dict[str, int]) -> Json:
     heads = len(view.table.heads)
     modules = view.modules()
     order = np.concatenate([columns for *_, columns in modules])
@@ -92,7 +94,8 @@ def _run(view: RunView, names: Sequence[str], loss: Sequence[tuple[float, float]
         "verdict": base64(np.where(codes[moments] < 0, 255, codes[moments]).astype(np.uint8)),
         "turned": first.tolist(),
         "spectra": _spectra(view, modules, share),
-        "loss": _loss(loss),
+        "flags": _flags(view, order, flags),
+        "loss": _loss(view.story.loss if view.story else None),
     }
 
 
@@ -160,9 +163,25 @@ def _band(d_model: int, d_q: int, sizes: Sequence[int]) -> list[list[float]]:
     return [[s, *(round(x, 4) for x in random_init(d_model, d_model, d_q, s)[:2])] for s in chosen]
 
 
-def _loss(pairs: Sequence[tuple[float, float]]) -> Json | None:
-    known = [(float(step), float(loss)) for step, loss in pairs if np.isfinite(loss)]
-    if not known:
+def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> list[list[list[int]]]:
+    """Return (place of the name in ``names``, step) of what happened to each head; new names are added to ``names``."""
+    if view.story is None or not view.has_steps or len(order) > FLAGGED:
+        return []
+    places = {head: i for i, head in enumerate(view.story.heads)}
+    return [
+        [
+            [names.setdefault(flag.name, len(names)), round(flag.step)]
+            for flag in view.story.courses.flags(places[view.table.heads[column]])
+        ]
+        for column in order
+    ]
+
+
+def _loss(curve: Curve | None) -> Json | None:
+    """Thin a loss curve to LOSS_POINTS; one that was never finite is not drawn."""
+    if curve is None:
         return None
-    few = [known[i] for i in spaced(len(known), LOSS_POINTS)]
-    return {"steps": [step for step, _ in few], "values": [float(f"{loss:.5g}") for _, loss in few]}
+    known = np.isfinite(curve.values)
+    steps, values = curve.steps[known], curve.values[known]
+    few = spaced(len(values), LOSS_POINTS)
+    return {"steps": steps[few].tolist(), "values": [float(f"{value:.5g}") for value in values[few]]} if few else None

@@ -13,6 +13,7 @@ from qkspec.analysis import SCHEMA, CheckpointFacts, Report, assemble
 from qkspec.errors import InputError, UsageError
 from qkspec.readings import KEYS, Readings
 from qkspec.reports import csvfile
+from qkspec.reports import losses as loss_file
 from qkspec.reports.formats import Format
 from qkspec.reports.jsonfile import KIND
 from qkspec.reports.spectra import SavedSpectra
@@ -72,6 +73,11 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
     if Format.SPECTRA.file in files:
         _verify(path, Format.SPECTRA.file, files)
         spectra = SavedSpectra(path / Format.SPECTRA.file, readings)
+    losses = None
+    if Format.LOSSES.file in files:
+        _verify(path, Format.LOSSES.file, files)
+        sources = {str(run["name"]): str((run["loss"] or {}).get("source", "")) for run in document["runs"]}
+        losses = loss_file.read(path / Format.LOSSES.file, sources)
     report = assemble(
         readings,
         applicable,
@@ -79,6 +85,7 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
         checkpoints=tuple(_facts(entry) for entry in document["sources"]),
         skipped={str(name): str(why) for name, why in document["skipped"].items()},
         spectra=spectra,
+        losses=losses,
     )
     return replace(report, provenance={str(name): str(value) for name, value in document["provenance"].items()})
 

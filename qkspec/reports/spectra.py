@@ -1,5 +1,7 @@
 """spectra.safetensors: float64 singular values, one tensor (heads, d_q) a checkpoint and attention module."""
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,16 +17,24 @@ F64 = NDArray[np.float64]
 
 
 def write(report: Report, out: Path) -> None:
-    """Write the spectra that the report kept, named <checkpoint>/<module>, the run in front where there are several."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    """Write the spectra that the report kept, named <checkpoint>/<module>, the run in front where there are several.
 
+    One tensor is in memory at a time: a thousand checkpoints of a large model have gigabytes of singular values.
+    """
     keys = tensor_names(report.readings)
-    tensors = {keys[name]: np.ascontiguousarray(report.spectra[name]) for name in report.spectra if name in keys}
-    try:
-        save_file(tensors, out, metadata={"format": "qkspec"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    kept = [name for name in report.spectra if name in keys]
+    header: dict[str, object] = {"__metadata__": {"format": "qkspec"}}
+    end = 0
+    for name in kept:
+        shape = report.spectra[name].shape
+        start, end = end, end + 8 * math.prod(shape)
+        header[keys[name]] = {"dtype": "F64", "shape": list(shape), "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with out.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in kept:
+            file.write(np.ascontiguousarray(report.spectra[name], dtype="<f8").tobytes())
 
 
 def tensor_names(readings: Readings) -> dict[str, str]:

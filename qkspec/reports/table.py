@@ -13,6 +13,7 @@ from qkspec.reports.palette import LOOKS, STATES
 from qkspec.reports.view import (
     QUIET,
     RunView,
+    loss_sentence,
     number,
     reasons,
     state_sentence,
@@ -69,9 +70,9 @@ def _first(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     if row is not None:
         because = ", ".join(reasons(view, row))
         yield from _wrap(Text(glyphs.say(f"why: {because}"), "dim"), width, indent=4, hang=5)
-    surge = surge_sentence(view)
-    if surge:
-        yield from _wrap(Text(glyphs.say(f"surge: {surge}")), width, indent=2, hang=7)
+    for word, sentence in (("surge", surge_sentence(view)), ("loss", loss_sentence(view))):
+        if sentence:
+            yield from _wrap(Text(glyphs.name(f"{word}: {sentence}", 500)), width, indent=2, hang=len(word) + 2)
 
 
 def _trends(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:

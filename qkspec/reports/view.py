@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from qkspec import theorem
 from qkspec.analysis import CheckpointFacts, Report
+from qkspec.courses import Flag
+from qkspec.judging import Story
 from qkspec.readings import NO_STEP
 from qkspec.theorem import GRAVITY, Condition, Verdict
 from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
@@ -49,6 +51,18 @@ class RunView:
         by_name = {fact.name: fact for fact in report.checkpoints if fact.run == run}
         facts = tuple(by_name[name] for name in table.checkpoints if name in by_name)
         return cls(report, run, report.states[run], facts, table, grid)
+
+    @property
+    def story(self) -> Story | None:
+        """What its heads and its loss did over the steps."""
+        return self.report.stories.get(self.name)
+
+    def flags(self, row: int) -> tuple[Flag, ...]:
+        """Return what is to be said of one head over the steps, given one of its rows."""
+        if self.story is None or not self.has_steps:
+            return ()
+        readings = self.report.readings
+        return self.story.courses.flags(self.story.heads.index((readings["module"][row], int(readings["head"][row]))))
 
     @property
     def steps(self) -> Rows:
@@ -197,6 +211,26 @@ def surge_sentence(view: RunView) -> str:
         return ""
     when = f"by step {view.state.surge}" if view.has_steps else f"by checkpoint number {view.state.surge}"
     return f"{when} ln σ1 of the median head had grown by {SURGE} a step or more"
+
+
+def loss_sentence(view: RunView) -> str:
+    """Return when the loss went wrong and what spoke before it, or nothing where no loss was found."""
+    if view.story is None or view.story.loss is None:
+        return ""
+    trouble = view.story.trouble
+    if trouble is None:
+        return "it did not go wrong for good"
+    what = {
+        "not finite": "is no longer finite",
+        "rose": "rose above its best and stayed there",
+        "parted": f"stayed above that of {trouble.reference}",
+    }.get(trouble.kind, trouble.kind)
+    words = {"surge": "the surge", "crossing": "a quarter of the heads", "malignant": "the first malignant head"}
+    leads = [
+        f"{words.get(name, name)} came {abs(lead)} step{'' if abs(lead) == 1 else 's'} {'before' if lead >= 0 else 'after'}"
+        for name, lead in view.story.leads.items()
+    ]
+    return f"from step {trouble.step} on it {what}" + (f"; {', '.join(leads)}" if leads else "")
 
 
 def head_name(view: RunView, row: int) -> str:

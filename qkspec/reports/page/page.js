@@ -55,6 +55,7 @@ function drawHead() {
     return row;
   });
   document.querySelector("#evidence tbody").replaceChildren(...rows);
+  control("flags").textContent = (run.raw.flags[head] || []).map(([name, step]) => `${DATA.flags[name]} at ${step}`).join(", ");
   drawSpectrum(state);
   drawIndices(state);
 }

@@ -226,6 +226,6 @@ function drawSec(state) {
   ];
   return Plotly.react("sec", traces, layout({
     xaxis: axis({ title: { text: "s, directions" }, type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].filter((s) => s <= part.s[part.s.length - 1]) }),
-    yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: { font: { size: 11 } },
+    yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: { font: { size: 11 } }, margin: { l: 54, r: 16, t: 34, b: 42 },
   }), TOOLS);
 }

@@ -1,0 +1,274 @@
+"""report.html in a real browser: it draws, its controls work by mouse and keyboard, without an error or a request."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qkspec.analysis import Report
+from qkspec.reports.html import write
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+CHROMEDRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
+)  # fmt: skip
+
+pytest.importorskip("jinja2", reason="needs qkspec[html]")
+pytest.importorskip("plotly", reason="needs qkspec[html]")
+if CHROMIUM is None or CHROMEDRIVER is None:
+    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+
+
+RESET = """
+sorting.key = ""; sorting.down = false;
+for (const id of ["find", "only"]) document.getElementById(id).value = "";
+document.getElementById("metric").selectedIndex = 0;
+state.metric = document.getElementById("metric").value;
+delete document.documentElement.dataset.theme;
+chooseRun(0);
+"""
+
+
+class Page:
+    """One open page; every wait ends when the page has drawn again."""
+
+    def __init__(self, driver: Any, path: Path) -> None:
+        self.driver = driver
+        start = time.monotonic()
+        driver.get(path.as_uri())
+        self.wait(lambda: self.js("return document.body.dataset.drawn"))
+        self.seconds = time.monotonic() - start
+
+    def js(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.js("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+
+    def wait(self, ready: Callable[[], object]) -> None:
+        end = time.monotonic() + 30
+        while not ready():
+            assert time.monotonic() < end, self.driver.get_log("browser")
+            time.sleep(0.02)
+
+    def act(self, action: Callable[[], object]) -> None:
+        """Do something and wait until the page has drawn the consequence."""
+        before = self.js("return Number(document.body.dataset.drawn)")
+        action()
+        self.wait(lambda: self.js("return Number(document.body.dataset.drawn)") > before)
+
+    def choose(self, selector: str, value: str) -> None:
+        self.act(
+            lambda: self.js(
+                "const e = document.querySelector(arguments[0]); e.value = arguments[1]; "
+                "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change'))",
+                selector,
+                value,
+            )
+        )
+
+    def column(self, place: int) -> list[str]:
+        return self.texts(f"#heads tbody td:nth-child({place})")
+
+    def problems(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the last call, other than the page, data in it, and the browser's own first tab."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield browser
+    browser.quit()
+
+
+def saved(report: Report, path: Path) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        write(report, file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def opened(driver: Any, two_runs: Report, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(driver, saved(two_runs, tmp_path_factory.mktemp("page") / "report.html"))
+
+
+@pytest.fixture
+def page(opened: Page) -> Iterator[Page]:
+    """The page of two runs as if it had just been opened; no error and no request may have come of the test."""
+    opened.act(lambda: opened.js(RESET))
+    yield opened
+    assert opened.problems() == []
+    assert opened.requests() == []
+
+
+def test_it_draws_every_picture_and_the_table(page: Page) -> None:
+    for name in ("map", "spectrum", "indices", "trajectories", "sec"):
+        assert page.js("return document.querySelectorAll(`#${arguments[0]} .main-svg`).length", name) > 0, name
+    assert len(page.texts("#heads tbody tr")) == 12
+    assert page.texts(".state") == ["lost", "sound"]
+    assert "step 20: layer 2 head 0 turned malignant" in page.find(".summary").text
+
+
+def test_the_slider_moves_through_the_steps(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    assert page.find("#moment-label").text == "step 160"
+    before = page.js("return document.getElementById('map').data[0].z.flat()")
+    page.act(lambda: page.find("#moment").send_keys(Keys.HOME))
+    assert page.find("#moment-label").text == "step 0"
+    assert set(page.column(4)) == {".healthy"}
+    assert page.js("return document.getElementById('map').data[0].z.flat()") != before
+    page.act(lambda: page.find("#moment").send_keys(Keys.ARROW_RIGHT))
+    assert page.find("#moment-label").text == "step 10"
+
+
+def test_the_metric_selector_changes_map_and_trajectories(page: Page) -> None:
+    page.choose("#metric", "predicted_entropy")
+    assert "predicted entropy" in page.find("#trajectories .ytitle").text
+    page.choose("#metric", "verdict")
+    assert page.js("return document.getElementById('map').data[0].z[0][0]") == 1  # malignant
+
+
+def test_the_other_run_can_be_chosen(page: Page) -> None:
+    page.choose("#run", "1")
+    assert set(page.column(4)) == {".healthy"}
+
+
+def test_the_table_sorts_both_ways_and_filters(page: Page) -> None:
+    kappa = "#heads th[data-key='freezing_ratio'] button"
+    page.act(lambda: page.find(kappa).click())
+    down = [float(text) for text in page.column(5)]
+    assert down == sorted(down, reverse=True)
+    assert page.find("#heads th[data-key='freezing_ratio']").get_attribute("aria-sort") == "descending"
+    page.act(lambda: page.find(kappa).click())
+    up = [float(text) for text in page.column(5)]
+    assert up == sorted(up)
+    page.choose("#only", "malignant")
+    assert len(page.column(4)) == 6
+    assert page.find("#found").text == "6 of 12 heads"
+    page.choose("#find", "layer 1 ")
+    assert page.column(2) == ["1", "1"]
+
+
+def test_a_click_on_the_map_chooses_a_head(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    drag = page.find("#map .nsewdrag")
+    width, height = drag.size["width"], drag.size["height"]
+    offset = (int(width / 8 - width / 2), int(height / 2 - height / 6))  # last row, first column
+    page.act(lambda: ActionChains(page.driver).move_to_element_with_offset(drag, *offset).click().perform())
+    assert page.find("#head-title").text == "layer 2 head 0 at step 160"
+    assert "malignant" in page.find("#head-verdict").text
+    assert "✓" in page.texts("#evidence td")
+
+
+def test_the_keyboard_alone_chooses_a_head(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.act(lambda: page.find("#map").send_keys(Keys.ARROW_UP))
+    page.act(lambda: page.find("#map").send_keys(Keys.ARROW_RIGHT))
+    assert page.find("#head-title").text == "layer 1 head 3 at step 160"
+    page.act(lambda: page.find("#heads tbody button").send_keys(Keys.ENTER))
+    assert page.find("#head-title").text == "layer 2 head 2 at step 160"
+
+
+def test_every_focus_stop_has_a_name(page: Page) -> None:
+    nameless = page.js(
+        "return [...document.querySelectorAll('button, select, input, [tabindex]')].filter((e) => "
+        "!(e.textContent.trim() || e.closest('label') || e.ariaLabel || e.getAttribute('aria-label'))).length"
+    )
+    assert nameless == 0
+
+
+def test_light_and_dark_have_contrast(page: Page) -> None:
+    for theme in ("light", "dark"):
+        page.act(lambda: page.find("#theme").click())
+        assert page.find("#theme").text == f"theme: {theme}"
+        ink, ground = page.js(
+            "const s = (e, p) => getComputedStyle(e)[p].match(/\\d+/g).slice(0, 3).map(Number);"
+            "return [s(document.body, 'color'), s(document.querySelector('.card'), 'backgroundColor')]"
+        )
+        assert contrast(ink, ground) >= 7
+
+
+def contrast(a: list[int], b: list[int]) -> float:
+    """The ratio of WCAG 2."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: list[int]) -> float:
+    parts = [c / 255 / 12.92 if c / 255 <= 0.03928 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>window.hacked=1</script>",
+        '</script><img src=x onerror="window.hacked=1">',
+        "{{ 7 * 7 }}<!--",
+        "<b>bold</b><a href='https://evil.example/'>x</a>",
+        "\u202eevil\x1b[31m",
+    ],
+)
+def test_names_are_inert(
+    driver: Any, rename: Callable[[Report, str], Report], two_runs: Report, tmp_path: Path, name: str
+) -> None:
+    page = Page(driver, saved(rename(two_runs, name), tmp_path / "report.html"))
+    assert page.js("return window.hacked") is None
+    assert page.js("return document.querySelectorAll('a, img, b + a, svg a').length") == 0
+    assert page.js("return document.querySelectorAll('script').length") == 3
+    assert "49" not in page.find("h2").text
+    assert page.problems() == []
+    assert page.requests() == []
+
+
+def test_the_policy_stops_what_is_not_ours(driver: Any, one_run: Report, tmp_path: Path) -> None:
+    page = Page(driver, saved(one_run, tmp_path / "report.html"))
+    page.js("const s = document.createElement('script'); s.textContent = 'window.hacked = 1'; document.body.append(s)")
+    page.js("fetch('https://evil.example/').catch(() => {})")
+    assert page.js("return window.hacked") is None
+    assert any("Content Security Policy" in problem for problem in page.problems())
+    assert page.requests() == []
+
+
+@pytest.mark.parametrize("shape", ["one checkpoint", "no spectra", "uneven"])
+def test_other_shapes_draw(
+    driver: Any, make_report: Callable[..., Report], one_run: Report, tmp_path: Path, shape: str
+) -> None:
+    from dataclasses import replace
+
+    report = {
+        "one checkpoint": lambda: make_report(("one", (6.0,)), steps=(None,)),
+        "no spectra": lambda: replace(one_run, spectra={}),
+        "uneven": lambda: replace(make_report(("wide", (0.0, 6.0)), layers=2, heads=50), skipped={"x": "<b>"}),
+    }[shape]()
+    page = Page(driver, saved(report, tmp_path / "report.html"))
+    assert page.problems() == []
+    assert page.requests() == []
