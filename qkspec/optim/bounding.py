@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qkspec.errors import UsageError
 from qkspec.optim import sigma
 from qkspec.optim.sharding import reduce_all
 from qkspec.optim.stack import Stack
@@ -96,7 +97,12 @@ def bounded_step(
 
     Returns:
         for each stack (V P, 7) float64: σ₁(W), σ₁(∇W), its upper bound, lr, applied lr, truncated?, floored?
+
+    Raises:
+        UsageError: the paper's iteration is asked for on sharded parameters.
     """
+    if how.paper and any(stack.shard for stack in stacks):
+        raise UsageError("block=1, warm=False (the paper's iteration) does not reduce over shards: use a larger block")
     ends, used = [], 0
     for stack in stacks:
         mine = None if scratch is None else scratch[used : used + stack.elements]

@@ -91,6 +91,10 @@ def refused(_):
     whole = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Replicate()]))
     whole.grad = torch.ones_like(whole)
     AdamW2([("w", whole)]).step()
+    rows = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0)]))
+    rows.grad = torch.ones_like(rows)
+    with pytest.raises(UsageError, match="does not reduce over shards"):
+        AdamW2([("w", rows)], block=1, warm=False).step()
     return True
 
 
