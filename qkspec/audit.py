@@ -24,6 +24,8 @@ from qkspec.terms import Block, blocks, norm
 
 F64 = NDArray[np.float64]
 
+PRECISION = {"bfloat16": 8, "float16": 11, "float8_e4m3fn": 4, "float8_e5m2": 3, "float64": 53}  # bits; float32 has 24
+
 
 @dataclass(frozen=True)
 class Increment:
@@ -37,6 +39,7 @@ class Increment:
         ratio: σ_1(W_after - W_before) / σ_1(W_before); infinite where W_before is zero.
         limit: (1 + τ)^(after - before) - 1.
         tau: the least τ under which no step need have been cut, (1 + ratio)^(1/n) - 1.
+        rounding: what the stored dtype's rounding of both weights may add to the ratio.
     """
 
     module: str
@@ -47,11 +50,12 @@ class Increment:
     ratio: float
     limit: float
     tau: float
+    rounding: float
 
     @property
     def bound(self) -> bool:
         """Whether AdamW² at τ would have cut at least one of these steps; NaN is not within the limit."""
-        return not self.ratio <= self.limit
+        return not self.ratio <= self.limit + self.rounding
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,19 @@ def _increments(old: QKLayer, new: QKLayer, before: int, after: int, tau: float)
         size, moved = norm(flat), norm(is_now.reshape(flat.shape) - flat)
         ratio = moved / size if size > 0 else (math.nan if math.isnan(size) else math.inf if moved > 0 else 0.0)
         implied = math.expm1(math.log1p(ratio) / steps) if math.isfinite(ratio) else ratio
-        yield Increment(new.name, new.layer, projection, before, after, ratio, limit, implied)
+        noise = _rounding(flat, new.stored) / size if size > 0 else 0.0
+        yield Increment(new.name, new.layer, projection, before, after, ratio, limit, implied, noise)
+
+
+def _rounding(w: F64, stored: str) -> float:
+    """Return the spectral norm to expect of the rounding errors of two weights like w (rows, columns).
+
+    Errors are at most 2^-p relative with p bits of precision, independent and even: a random matrix whose largest
+    singular value is near (√rows + √columns) times their root mean square.
+    """
+    unit = 2.0 ** -PRECISION.get(stored, 24)
+    size = float(np.sqrt(np.mean(w**2)))
+    return unit * math.sqrt(2 / 3) * size * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1]))
 
 
 def _product_norm(a: F64, b: F64) -> F64:
