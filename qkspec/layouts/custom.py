@@ -31,7 +31,7 @@ PLAIN: dict[str, type | tuple[type, ...]] = {
     "scale": (int, float),
 }
 TABLES = {"norm": InputNorm, "k_norm": InputNorm, "qk_norm": QKNormAt, "rotary": RotaryRule}
-CHOICES = {"kind": ("layer", "rms", "none", "l2"), "pairing": ("halves", "adjacent")}
+CHOICES = {"kind": ("layer", "rms", "auto", "none", "l2"), "pairing": ("halves", "adjacent")}
 
 
 def load(path: str | os.PathLike[str]) -> Layout:
@@ -93,17 +93,6 @@ def _weights(data: object) -> Separate | Fused | Latent:
     for key in ("units", "q_units", "k_units"):
         if values.get(key) == "head":
             values[key] = None
-    for key in ("parts", "q_parts", "k_parts"):
-        letters = values.get(key, "q")
-        if (
-            not isinstance(letters, str)
-            or not letters
-            or len(set(letters)) != len(letters)
-            or set(letters) - set("qkvg")
-        ):
-            raise LayoutError(f"[weights] {key} is {letters!r}: it orders q, k, v (and g for gates), each once")
-    if kind is Fused and not {"q", "k"} <= set(values.get("parts", "qkv")):
-        raise LayoutError("[weights] parts must name both q and k")
     made = _table("weights", values, kind)
     assert isinstance(made, Separate | Fused | Latent)
     return made

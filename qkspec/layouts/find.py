@@ -49,7 +49,8 @@ def plan(
     chosen = sorted((_settled(finder, rivals) for rivals in found.values()), key=_order)
     if not chosen:
         raise refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])
-    modules = tuple(finder.module(claim, ordinal) for claim, ordinal in _numbered(chosen))
+    remarks = () if layout else _remarks(checkpoint, chosen)
+    modules = tuple(finder.module(claim, ordinal, remarks) for claim, ordinal in _numbered(chosen))
     refuse.packed(checkpoint, modules)
     read_here = {name for module in modules for name in module.tensors}
     for name in names:
@@ -59,7 +60,7 @@ def plan(
         " + ".join(dict.fromkeys(module.row.name for module in modules)),
         modules,
         skipped,
-        _remarks(checkpoint, chosen, layout),
+        remarks,
     )
 
 
@@ -135,9 +136,10 @@ def _why_unread(name: str, chosen: list[Claim]) -> str:
     return f"no {chosen[0].row.name} layout reads {name}"
 
 
-def _remarks(checkpoint: Checkpoint, chosen: list[Claim], layout: Layout | None) -> tuple[str, ...]:
+def _remarks(checkpoint: Checkpoint, chosen: list[Claim]) -> tuple[str, ...]:
+    """Return what to say of a checkpoint that was recognised by its tensor names alone."""
     typed = {kind for claim in chosen for kind in claim.row.model_types}
-    if layout is not None or any(part.model_type in typed for part in scopes(checkpoint.config)):
+    if any(part.model_type in typed for part in scopes(checkpoint.config)):
         return ()
     stated = checkpoint.config.get("model_type")
     what = f"model_type {stated!r} is not in the table" if isinstance(stated, str) else "the config names no model_type"

@@ -96,7 +96,7 @@ class InputNorm:
         instead: pattern of the norm where ``at`` has no tensors (ModernBERT's first layer has none).
     """
 
-    at: str | None
+    at: str | None = None
     kind: Literal["layer", "rms", "auto", "none"] = "layer"
     offset: float = 0.0
     first: str | None = None
@@ -207,12 +207,27 @@ class Layout:
 
     def __post_init__(self) -> None:
         for pattern in self.patterns():
-            if not pattern or pattern.count("{}") > 2 or pattern.startswith(".") or pattern.endswith((".", ".weight")):
+            plain = pattern.replace("{}", "0")
+            if not plain or pattern.count("{}") > 2 or re.search(r"[{}]|^\.|\.$|\.weight$|\.\.", plain):
                 raise LayoutError(
                     f"layout {self.name}: {pattern!r} is no pattern; write a tensor's name with {{}} for its layer"
                 )
         if len({pattern.count("{}") for pattern in self.patterns()}) != 1:
             raise LayoutError(f"layout {self.name}: its patterns {self.patterns()} differ in their number of {{}}")
+        for need, parts in self._parts():
+            if need not in parts or len(set(parts)) != len(parts) or set(parts) - set("qkvg"):
+                raise LayoutError(
+                    f"layout {self.name}: parts {parts!r} must hold {need!r} and order q, k, v and g (gates), each once"
+                )
+
+    def _parts(self) -> tuple[tuple[str, str], ...]:
+        match self.weights:
+            case Separate(q_parts=q_parts, k_parts=k_parts):
+                return (("q", q_parts), ("k", k_parts))
+            case Fused(parts=parts):
+                return (("q", parts), ("k", parts))
+            case Latent():
+                return ()
 
     def patterns(self) -> tuple[str, ...]:
         """Return the patterns of the weights; the first is the one that a checkpoint is searched for."""
@@ -226,8 +241,15 @@ class Layout:
 
 
 def fill(pattern: str, numbers: tuple[int, ...]) -> str:
-    """Return a pattern with its ``{}`` replaced by numbers; a pattern with fewer takes the first ones."""
-    return pattern.format(*numbers)
+    """Return a pattern with its ``{}`` replaced by numbers; a pattern with fewer takes the first ones.
+
+    Raises:
+        LayoutError: the pattern has more ``{}`` than there are numbers.
+    """
+    first, *rest = pattern.split("{}")
+    if len(rest) > len(numbers):
+        raise LayoutError(f"the pattern {pattern!r} has more {{}} than the pattern of the weights")
+    return first + "".join(f"{number}{piece}" for number, piece in zip(numbers, rest, strict=False))
 
 
 def expression(pattern: str) -> re.Pattern[str]:

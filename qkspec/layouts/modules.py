@@ -104,17 +104,20 @@ class Finder:
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 
-    def module(self, claim: Claim, ordinal: int) -> Module:
+    def module(self, claim: Claim, ordinal: int, remarks: tuple[str, ...] = ()) -> Module:
         """Return the module of a claim.
 
         Args:
             claim: a row that matches.
             ordinal: its place among the modules of the same row, its layer where it has no one number.
+            remarks: how the checkpoint was recognised, where its model_type did not tell.
         """
         row, counts, kinds = claim.row, self.counts(claim), claim.scope.kinds
         parts = roles(claim, self.names, counts.heads)
         query = parts.get("qkv") or parts.get("q") or parts["q_b"]
         odd = strangers(claim, self.names, parts)
+        # A model of an unknown kind has its weights cut by names; what else shapes its logits is anybody's guess.
+        guessed = remarks if isinstance(claim.scope.config.get("model_type"), str) else ()
         return Module(
             name=claim.path,
             layer=_layer(claim, ordinal),
@@ -130,7 +133,7 @@ class Finder:
             config=claim.scope.config,
             roles={role: self.names[name] for role, name in parts.items()},
             remarks=row.remarks,
-            unknown=row.unknown + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1]),
+            unknown=row.unknown + guessed + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1]),
         )
 
     def _matrix(self, name: str, claim: Claim) -> tuple[int, ...]:

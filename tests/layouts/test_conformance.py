@@ -17,13 +17,14 @@ from layouts.zoo import CASES  # noqa: E402
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_property) -> None:
+def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_property, monkeypatch) -> None:
     model = build(case)
     model.save_pretrained(tmp_path)
     layers = layers_of(open_saved(tmp_path))
     model = model.double().eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
+    monkeypatch.setattr(torch, "finfo", lambda kind, plain=torch.finfo: plain(torch.float32))
     with torch.no_grad(), watching(model, still=case.still) as watch:
         model(**inputs(model, case))
         for path, feed in case.also:

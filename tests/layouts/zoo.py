@@ -243,7 +243,7 @@ CASES = (
         "granitemoehybrid",
         {"mamba_d_head": 16, "mamba_n_heads": 4, "layer_types": ["mamba", "attention"], "layers_block_type": GONE},
     ),
-    Case("nemotron_h"),
+    Case("nemotron_h", {"hybrid_override_pattern": "M*", "layers_block_type": ["mamba", "attention"]}),
     Case("git", {"vision_config.image_size": 16}, unrun=2),
     Case("ibert"),
     Case("luke", {"entity_vocab_size": 9, "entity_emb_size": 8}),

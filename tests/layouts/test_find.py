@@ -1,0 +1,214 @@
+"""Finding attention modules: prefixes, copies, towers, what is skipped and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qkspec.checkpoints.memory import MemoryStore, from_state_dict
+from qkspec.checkpoints.store import Checkpoint
+from qkspec.errors import LayoutError
+from qkspec.layouts.find import attention_layers, plan, read
+from qkspec.layouts.layout import Fused, Layout, Separate
+
+LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "hidden_size": 20}
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def llama(prefix: str = "model.", layers: int = 2) -> dict[str, np.ndarray]:
+    tensors = {}
+    for i in range(layers):
+        stem = f"{prefix}layers.{i}."
+        tensors[f"{stem}self_attn.q_proj.weight"] = array(24, 20, seed=10 * i)
+        tensors[f"{stem}self_attn.k_proj.weight"] = array(12, 20, seed=10 * i + 1)
+        tensors[f"{stem}self_attn.v_proj.weight"] = array(12, 20, seed=10 * i + 2)
+        tensors[f"{stem}input_layernorm.weight"] = array(20, seed=10 * i + 3)
+    return tensors
+
+
+class Verbatim(MemoryStore):
+    """A store that keeps every name as it is, as files do."""
+
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
+        super().__init__(tensors)
+        self.verbatim = tensors
+
+    def names(self) -> Any:
+        return self.verbatim.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.verbatim[name].shape
+
+    def dtype(self, name: str) -> str:
+        return str(self.verbatim[name].dtype)
+
+
+def as_file(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> Any:
+    return plan(Checkpoint("x", None, config, Verbatim(tensors)))
+
+
+def found(tensors: dict[str, np.ndarray], config: dict[str, Any] | None = None, **options: Any) -> Any:
+    return plan(from_state_dict(tensors, config or {}), **options)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "module.model.", "base_model.model.model.", "_orig_mod.model.", "net.0."]
+)
+def test_whatever_stands_in_front(prefix: str) -> None:
+    result = as_file(llama(prefix), LLAMA)
+    assert [module.layer for module in result.modules] == [0, 1]
+    assert {(m.heads, m.kv_heads, m.d_q, m.d_model) for m in result.modules} == {(4, 2, 6, 20)}
+    assert f"{prefix}layers.0.input_layernorm.weight" in result.modules[0].tensors
+
+
+def test_wrappers_inside_names_are_seen_through() -> None:
+    tensors = {name.replace("self_attn.", "self_attn._orig_mod."): value for name, value in llama().items()}
+    result = as_file(tensors, LLAMA)
+    assert result.modules[0].name == "model.layers.0.self_attn"
+    assert "model.layers.0.self_attn._orig_mod.q_proj.weight" in result.modules[0].tensors
+
+
+def test_only_queries_and_keys_are_read() -> None:
+    checkpoint = from_state_dict(llama(), LLAMA)
+    result = plan(checkpoint)
+    assert all("v_proj" not in name for module in result.modules for name in module.tensors)
+    assert result.modules[0].nbytes == (24 + 12) * 20 * 4
+    layer = read(checkpoint, result, result.modules[1])
+    np.testing.assert_array_equal(layer.q.reshape(24, 20), array(24, 20, seed=10))
+    assert layer.q_input is not None
+    np.testing.assert_array_equal(layer.q_input.gain, array(20, seed=13))
+    assert (layer.causal, layer.unknown, layer.stored) == (True, (), "float32")
+
+
+def test_layers_come_in_natural_order() -> None:
+    assert [layer.layer for layer in attention_layers(from_state_dict(llama(layers=12), LLAMA))] == list(range(12))
+
+
+def test_averaged_copies_and_moments_are_skipped_but_an_average_alone_is_read() -> None:
+    copies = llama("model_ema.") | llama("optimizer.exp_avg.")
+    result = found(llama() | copies, LLAMA)
+    assert len(result.modules) == 2
+    assert "model_ema.layers.0.self_attn" in result.skipped
+    assert len(found(llama("ema."), LLAMA).modules) == 2
+
+
+def test_masks_and_buffers_are_no_weights() -> None:
+    tensors = {f"h.{i}.attn.c_attn.weight": array(12, 36) for i in range(2)}
+    tensors |= {f"h.{i}.attn.bias": array(1, 1, 8, 8) for i in range(2)} | {"h.0.attn.masked_bias": array(1)}
+    assert len(found(tensors, {"model_type": "gpt2", "n_head": 3}).modules) == 2
+
+
+def test_a_tower_without_a_row_is_skipped_and_named() -> None:
+    config = {
+        "model_type": "new_vlm",
+        "text_config": LLAMA,
+        "vision_config": {"model_type": "nobody_knows", "num_heads": 2},
+    }
+    tensors = llama("language_model.model.") | llama("vision_tower.")
+    result = found(tensors, config)
+    assert {module.block for module in result.modules} == {"text.self"}
+    assert len(result.modules) == 2
+    assert "vision_tower.layers.0.self_attn" in result.skipped
+
+
+def test_an_unknown_model_type_is_read_by_names_that_prove_their_layout_and_says_so() -> None:
+    result = found(llama(), LLAMA | {"model_type": "llama_of_tomorrow"})
+    assert len(result.modules) == 2
+    assert "llama_of_tomorrow" in result.remarks[0]
+    assert any("llama_of_tomorrow" in line for line in result.modules[0].unknown)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (llama(), LLAMA | {"num_attention_heads": 5}, r"\(24, 20\).*cannot be 5 query heads"),
+        (llama(), LLAMA | {"head_dim": 8}, "the config says 8"),
+        (llama(), {"model_type": "llama"}, "--num-heads"),
+        (llama(), LLAMA | {"num_attention_heads": True}, "no count of heads"),
+        (llama(), LLAMA | {"num_attention_heads": -4}, "no count of heads"),
+        (llama(), LLAMA | {"num_attention_heads": [4]}, "too few for layer"),
+        ({"h.0.attn.c_attn.weight": array(12, 12)}, {"n_head": 3}, "as wide as the input|cannot be"),
+        ({"h.0.attn.c_attn.weight": array(36)}, {"n_head": 3}, "should be matrices"),
+        ({"x.q.weight": array(4, 4)}, {}, "matches no known layout"),
+        (
+            {"x.y.weight": array(4, 4)},
+            {"model_type": "llama"},
+            r"calls itself llama, but has no tensor like layers\.\{\}",
+        ),
+        ({"model.layers.0.self_attn.q_proj.weight": array(8, 8)}, LLAMA, r"k_proj\.weight is not"),
+        ({"blocks.0.attn.qkv.weight": array(36, 12)}, {}, "--num-heads"),
+        ({"model.layers.0.self_attn.q_proj.qweight": array(4, 4)}, LLAMA, "GPTQ or AWQ"),
+        (
+            {"l.0.self_attn.q_proj.lora_A.weight": array(4, 8), "l.0.self_attn.q_proj.lora_B.weight": array(8, 4)},
+            {},
+            "merge",
+        ),
+    ],
+)
+def test_what_does_not_add_up_is_refused(tensors: dict[str, np.ndarray], config: dict[str, Any], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        found(tensors, config)
+
+
+def test_counts_of_the_command_line_fill_gaps_and_never_contradict() -> None:
+    tensors = {"blocks.0.attn.qkv.weight": array(36, 12)}
+    assert found(tensors, num_heads=3).modules[0].d_q == 4
+    with pytest.raises(LayoutError, match="cannot be 5"):
+        found(tensors, num_heads=5)
+    with pytest.raises(LayoutError, match="the config says 4 heads, the command line 2"):
+        found(llama(), LLAMA, num_heads=2)
+
+
+def test_integers_are_refused_by_the_name_of_the_tensor() -> None:
+    tensors = llama() | {"model.layers.0.self_attn.q_proj.weight": np.zeros((24, 20), np.int8)}
+    with pytest.raises(LayoutError, match=r"layers\.0\.self_attn\.q_proj\.weight is stored as int8"):
+        found(tensors, LLAMA)
+
+
+def test_a_norm_of_queries_that_the_row_does_not_know_is_unknown() -> None:
+    tensors = llama() | {"model.layers.0.self_attn.q_special_norm.weight": array(6)}
+    result = found(tensors, LLAMA)
+    assert "q_special_norm" in result.modules[0].unknown[0]
+    assert result.modules[1].unknown == ()
+
+
+def test_a_private_layout_replaces_the_table() -> None:
+    row = Layout("mine", (), Separate("b.{}.a.one", "b.{}.a.two"), heads=4, kv_heads=2, scale=lambda *_: 1.0)
+    tensors = {"b.0.a.one.weight": array(24, 20), "b.0.a.two.weight": array(12, 20, seed=1)}
+    (layer,) = attention_layers(from_state_dict(tensors, LLAMA), layout=row)
+    assert (layer.name, layer.heads, layer.kv_heads, layer.scale) == ("b.0.a", 4, 2, 1.0)
+
+
+def test_a_post_norm_model_is_fed_by_the_norm_of_the_layer_before() -> None:
+    tensors = {f"h.{i}.attn.c_attn.weight": array(12, 36) for i in range(2)}
+    tensors |= {f"h.{i}.ln_2.weight": array(12, seed=i) for i in range(2)} | {
+        f"h.{i}.ln_2.bias": array(12) for i in range(2)
+    }
+    config = {"model_type": "gpt2", "n_head": 3, "norm_position": "post"}
+    first, second = attention_layers(from_state_dict(tensors, config))
+    assert first.q_input is None
+    assert first.unknown == ("input norm",)
+    assert second.q_input is not None
+    np.testing.assert_array_equal(second.q_input.gain, array(12, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (Fused(""), "is no pattern"),
+        (Fused("a.{}.qkv.weight"), "is no pattern"),
+        (Fused("a.{}.{}.{}.qkv"), "is no pattern"),
+        (Fused("a.{0.__class__}.qkv"), "is no pattern"),
+        (Separate("a.{}.q", "a.k"), "differ in their number"),
+        (Fused("a.{}.qkv", parts="kv"), "must hold 'q'"),
+        (Separate("a.{}.q", "a.{}.k", k_parts="kk"), "each once"),
+    ],
+)
+def test_a_row_that_makes_no_sense_cannot_be_built(weights: Any, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Layout("bad", (), weights)
