@@ -16,6 +16,7 @@ from qkspec.reports.exchange import publish
 from qkspec.reports.formats import ESSENTIAL, Format, default_formats
 from qkspec.reports.plots import PLOT_FORMATS, check_format
 from qkspec.reports.saved import digest, is_report
+from qkspec.reports.wholefile import umask
 
 EXTRA_FILES = ("junit.xml", "report.sarif", "heads.parquet")  # other commands' files, which may stand beside ours
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary directory belongs to a run that was killed
@@ -92,7 +93,7 @@ def replacing(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", suffix=".qkspec-partial", dir=out.parent))
-        mask = _umask()
+        mask = umask()
         folder.chmod(0o777 & ~mask)
         yield folder
         _sync(folder, 0o666 & ~mask)
@@ -136,12 +137,6 @@ def _sync_one(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sweep(out: Path) -> None:

@@ -227,10 +227,14 @@ def loss_sentence(view: RunView) -> str:
     }.get(trouble.kind, trouble.kind)
     words = {"surge": "the surge", "crossing": "a quarter of the heads", "malignant": "the first malignant head"}
     leads = [
-        f"{words.get(name, name)} came {abs(lead)} step{'' if abs(lead) == 1 else 's'} {'before' if lead >= 0 else 'after'}"
+        f"{words.get(name, name)} came {_steps(lead)} {'before' if lead >= 0 else 'after'}"
         for name, lead in view.story.leads.items()
     ]
     return f"from step {trouble.step} on it {what}" + (f"; {', '.join(leads)}" if leads else "")
+
+
+def _steps(count: int) -> str:
+    return "1 step" if abs(count) == 1 else f"{abs(count)} steps"
 
 
 def head_name(view: RunView, row: int) -> str:

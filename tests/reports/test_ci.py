@@ -1,0 +1,178 @@
+"""What a gate writes for machines: valid by their schemas, true to the exit code, and inert."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from markdown_it import MarkdownIt
+
+from qkspec.analysis import Report
+from qkspec.errors import OutputError
+from qkspec.gate import Failure, Outcome, check
+from qkspec.policy import Policy
+from qkspec.reports import github, junit, sarif
+from qkspec.reports.wholefile import whole_file
+from qkspec.theorem import Verdict
+
+# What Jenkins' and Surefire's schemas agree on, in our own words and of the elements written; nothing else is allowed.
+JUNIT = """
+<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema">
+  <xs:simpleType name="time">
+    <xs:restriction base="xs:string"><xs:pattern value="[0-9]+(\\.[0-9]+)?"/></xs:restriction>
+  </xs:simpleType>
+  <xs:attributeGroup name="counts">
+    <xs:attribute name="tests" type="xs:nonNegativeInteger" use="required"/>
+    <xs:attribute name="failures" type="xs:nonNegativeInteger" use="required"/>
+    <xs:attribute name="errors" type="xs:nonNegativeInteger" use="required"/>
+  </xs:attributeGroup>
+  <xs:complexType name="problem"><xs:simpleContent><xs:extension base="xs:string">
+    <xs:attribute name="message" type="xs:string" use="required"/><xs:attribute name="type" type="xs:string"/>
+  </xs:extension></xs:simpleContent></xs:complexType>
+  <xs:element name="testsuites"><xs:complexType>
+    <xs:sequence><xs:element name="testsuite" maxOccurs="unbounded"><xs:complexType>
+      <xs:sequence><xs:element name="testcase" minOccurs="1" maxOccurs="unbounded"><xs:complexType>
+        <xs:choice minOccurs="0"><xs:element name="failure" type="problem"/><xs:element name="error" type="problem"/>
+          <xs:element name="skipped" type="problem"/></xs:choice>
+        <xs:attribute name="name" type="xs:string" use="required"/>
+        <xs:attribute name="classname" type="xs:string" use="required"/>
+        <xs:attribute name="time" type="time"/>
+      </xs:complexType></xs:element></xs:sequence>
+      <xs:attribute name="name" type="xs:string" use="required"/>
+      <xs:attributeGroup ref="counts"/>
+      <xs:attribute name="skipped" type="xs:nonNegativeInteger"/><xs:attribute name="time" type="time"/>
+    </xs:complexType></xs:element></xs:sequence>
+    <xs:attribute name="name" type="xs:string"/><xs:attributeGroup ref="counts"/>
+  </xs:complexType></xs:element>
+</xs:schema>
+"""
+
+EVIL = "x\x1b[31m\ufffe\u202e</testcase><b>\n::error::%0A@team [a](http://evil) ]]>"
+
+
+def written(write: Callable[..., None], *arguments: object) -> str:
+    out = io.StringIO()
+    write(*arguments, out)
+    return out.getvalue()
+
+
+@pytest.fixture(params=["failed", "passed", "unmeasured", "skipped", "nothing", "evil", "many"])
+def outcome(request: pytest.FixtureRequest, two_runs: Report) -> Outcome:
+    policy = Policy(fail_on=frozenset({Verdict.MALIGNANT}), max_freezing=1.0)
+    failed = check(two_runs, policy)
+    clean = replace(failed, failures=(), skipped={})
+    evil = Failure(EVIL, EVIL, EVIL, EVIL)
+    return {
+        "failed": failed,
+        "passed": clean,
+        "unmeasured": replace(clean, unmeasured=(Failure("run/step m head 0", "--max-sec sec_4", None, 0.9, 3),)),
+        "skipped": replace(clean, skipped={"run/step": "damaged"}, allow_skipped=True),
+        "nothing": replace(clean, heads=0),
+        "evil": Outcome((evil,), (replace(evil, value=None),), {EVIL: EVIL}, 3, warnings=(EVIL,), strict=True),
+        "many": replace(clean, failures=failed.failures * 400),
+    }[request.param]
+
+
+def test_junit_is_valid_and_says_what_the_exit_code_says(outcome: Outcome) -> None:
+    import xmlschema
+
+    text = written(junit.write, outcome)
+    xmlschema.XMLSchema(JUNIT).validate(text)
+    suite = ET.fromstring(text).find("testsuite")
+    assert suite is not None
+    failures, errors = int(suite.attrib["failures"]), int(suite.attrib["errors"])
+    assert len(suite.findall("testcase/failure")) == failures
+    assert len(suite.findall("testcase/error")) == errors
+    assert len(suite.findall("testcase")) == int(suite.attrib["tests"])
+    assert outcome.exit_code == (1 if failures else 3 if errors else 0)
+    assert len(text) < 2_000_000
+
+
+def test_sarif_is_valid_and_says_what_the_exit_code_says(outcome: Outcome, two_runs: Report) -> None:
+    from sarif_pydantic import Sarif
+
+    text = written(sarif.write, two_runs, outcome)
+    assert text.isascii()
+    Sarif.model_validate_json(text)
+    (run,) = json.loads(text)["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert len(set(rules)) == len(rules)
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        (location,) = result["locations"]
+        assert not location["physicalLocation"]["artifactLocation"]["uri"].startswith("/")
+    levels = [result["level"] for result in run["results"]]
+    assert ("error" in levels) == (outcome.exit_code == 1)
+    assert run["invocations"][0]["executionSuccessful"] == (outcome.exit_code != 3)
+
+
+def test_annotations_are_single_commands(outcome: Outcome) -> None:
+    lines = list(github.annotations(outcome))
+    assert len(lines) <= 32
+    for line in lines:
+        assert line.isprintable()
+        assert line.startswith(("::error title=qkspec gate", "::warning title=qkspec gate"))
+        assert line.split("::")[1].count(":") == 0
+        assert "%0A@" not in line
+    assert any(line.startswith("::error") for line in lines) == (outcome.exit_code != 0)
+
+
+def test_markdown_says_the_verdict_and_stays_inert(outcome: Outcome) -> None:
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(written(github.write_markdown, outcome))
+    assert {0: "gate: passed", 1: "gate: failed", 3: "gate: not proven"}[outcome.exit_code] in html
+    for tag in ("<b>", "<a ", "<img", "<script"):
+        assert tag not in html
+
+
+def test_a_failing_head_is_found_again(two_runs: Report) -> None:
+    outcome = check(two_runs, Policy(fail_on=frozenset({Verdict.MALIGNANT}), last=True))
+    paths = {("lost", "step-000160"): "models/a b/é.safetensors"}
+    report = replace(
+        two_runs,
+        checkpoints=tuple(replace(f, path=paths.get((f.run, f.name), f.path)) for f in two_runs.checkpoints),
+    )
+    (run,) = json.loads(written(sarif.write, report, outcome))["runs"]
+    assert len(run["results"]) == 6
+    first = run["results"][0]
+    assert first["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "models/a%20b/%C3%A9.safetensors"
+    assert first["message"]["text"].startswith("lost/step-000160 h.0.attn head 0: verdict malignant")
+    assert len({r["partialFingerprints"]["qkspec/v1"] for r in run["results"]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("s3://bucket/a b", "s3://bucket/a%20b"),
+        ("/etc/x", "file:///etc/x"),
+        ("in/side", "in/side"),
+        ("bad\udc80", "bad%80"),
+    ],
+)
+def test_paths_become_uris(path: str, expected: str) -> None:
+    assert sarif.uri(path) == expected
+
+
+def test_it_knows_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert github.runs_here({"GITHUB_ACTIONS": "true"})
+    assert not github.runs_here({})
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as file:
+        file.write("one")
+    with pytest.raises(RuntimeError):
+        _fail(path)
+    assert path.read_text() == "one"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    with pytest.raises(OutputError, match="could not be written"), whole_file(path / "below"):
+        pass
+
+
+def _fail(path: Path) -> None:
+    with whole_file(path) as file:
+        file.write("two")
+        raise RuntimeError
