@@ -33,6 +33,7 @@ _WEB_NAMES = (
     *STATES[:1],
 )
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|th|index\.json)$", re.I)
+_PATIENT = ("s3", "hf")  # their clients try several times themselves
 # These file systems fetch a whole file to cut a range out of it, unless it is opened without a cache.
 _BY_FILE = ("http", "https", "hf")
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
@@ -238,7 +239,8 @@ def _range(fs: Any, inside: str, size: int, start: int, length: int) -> bytes:
 
 def _attempt(url: str, action: Callable[[], T]) -> T:
     """Run a request, again after a pause when it fails for a reason that may pass."""
-    for pause in (*_PAUSES, None):
+    pauses = _PAUSES[:1] if _protocol(url) in _PATIENT else _PAUSES
+    for pause in (*pauses, None):
         try:
             return action()
         except QkspecError:

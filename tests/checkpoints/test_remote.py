@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import re
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 
 from qkspec.checkpoints import remote
 from qkspec.checkpoints.sequence import find_runs, open_checkpoint
-from qkspec.errors import CheckpointError, UsageError
+from qkspec.errors import CheckpointError, InputError, UsageError
 
 pytest.importorskip("fsspec")
 Q, BIG = torch.randn(64, 32), torch.randn(1500, 1000)
@@ -240,7 +241,6 @@ def s3() -> Iterator[Callable[[], int]]:
             save_file(tensors, folder / "file")
             client.put_object(Bucket="bucket", Key=key, Body=(folder / "file").read_bytes())
 
-        import json
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
@@ -295,3 +295,98 @@ def test_shards_in_a_bucket_move_only_headers_and_q(s3: Callable[[], int]) -> No
         find_runs(["s3://bucket/nothing"])
     with pytest.raises(CheckpointError, match="s3://nobucket"):
         find_runs(["s3://nobucket/run"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Serve a repository with three revisions by the hub's own API, and count the bytes of files that are sent."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    revisions = ("main", "step64", "step1000")
+    files: dict[str, bytes] = {"config.json": b'{"model_type": "gpt_neox"}'}
+    for index, revision in enumerate(revisions):
+        save_file({"big": BIG, "h.0.q": Q * index}, tmp_path / revision)
+        files[f"{revision}/model.safetensors"] = (tmp_path / revision).read_bytes()
+    counter = {"sent": 0}
+
+    def listing(revision: str) -> list[dict[str, object]]:
+        sizes = {
+            "config.json": len(files["config.json"]),
+            "model.safetensors": len(files[f"{revision}/model.safetensors"]),
+        }
+        return [{"type": "file", "path": name, "size": size, "oid": revision} for name, size in sizes.items()]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def reply(self, data: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            revision = self.path.rpartition("/")[2]
+            found = [item for item in listing(revision) if str(item["path"]) in asked]
+            self.reply(json.dumps(found).encode(), Content_Type="application/json")
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            parts = path.strip("/").split("/")
+            if parts[:2] == ["api", "models"]:
+                if parts[2:4] != ["org", "model"]:
+                    self.reply(b"{}", 404, X_Error_Code="RepoNotFound")
+                elif parts[4:] == ["refs"]:
+                    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": name} for name in revisions]
+                    self.reply(
+                        json.dumps({"branches": branches, "tags": [], "converts": []}).encode(),
+                        Content_Type="application/json",
+                    )
+                elif parts[4:5] == ["tree"]:
+                    self.reply(json.dumps(listing(parts[5])).encode(), Content_Type="application/json")
+                elif len(parts) > 5 and parts[5] not in revisions:
+                    self.reply(b"{}", 404, X_Error_Code="RevisionNotFound")
+                else:
+                    self.reply(
+                        json.dumps({"id": "org/model", "sha": "x", "siblings": []}).encode(),
+                        Content_Type="application/json",
+                    )
+                return
+            name = parts[4] if parts[4] == "config.json" else f"{parts[3]}/{parts[4]}"
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            data = files[name][int(match[1]) : int(match[2]) + 1] if match else files[name]
+            counter["sent"] += len(data)
+            self.reply(data, 206 if match else 200)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield counter
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_revisions_of_a_hub_repository(hub: dict[str, int]) -> None:
+    (run,) = find_runs(["hf://org/model"], revisions="step*")
+    assert [source.step for source in run.sources] == [64, 1000]
+    for index, source in enumerate(run.sources, 1):
+        checkpoint = source.open()
+        assert checkpoint.config == {"model_type": "gpt_neox"}
+        np.testing.assert_array_equal(checkpoint.store.read("h.0.q", slice(5, 50)), (Q * index)[5:50].numpy())
+    print(f"{hub['sent']} bytes travelled of {2 * BIG.nbytes}")
+    assert hub["sent"] < 2 * ((1 << 14) + Q.nbytes + 100)
+    one = open_checkpoint("hf://org/model@step1000")
+    assert (one.step, one.name) == (1000, "model@step1000")
+    with pytest.raises(CheckpointError, match="step9"):
+        open_checkpoint("hf://org/model@step9")
+    with pytest.raises(CheckpointError, match="org/none"):
+        find_runs(["hf://org/none"])
+    with pytest.raises(InputError, match="no revision matches"):
+        find_runs(["hf://org/model"], revisions="epoch*")
