@@ -15,6 +15,7 @@ from qkspec.optim.sigma_reparam import SigmaReparam
 from qkspec.train import data, images
 from qkspec.train.config import TrainConfig
 from qkspec.train.models import registry
+from qkspec.train.world import World, current
 
 
 @dataclass
@@ -23,10 +24,12 @@ class Lab:
 
     config: TrainConfig
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]  # the model, compiled where the config says so
+    shared: nn.Module  # the model, or its DDP wrapper
+    forward: Callable[[Tensor], Tensor]  # that, compiled where the config says so
     optimizer: Optimizer
     data: data.Data
     device: torch.device
+    world: World
     step: int = 0
 
 
@@ -35,16 +38,20 @@ def build(config: TrainConfig) -> Lab:
 
     UsageError for a device that is not there, InputError for data that is not.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    device = resolve_device(config.device)
+    world = current()
+    if config.accumulate % world.size:
+        raise UsageError(f"--accumulate {config.accumulate} is no multiple of the {world.size} processes that share it")
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.size))
+    device = resolve_device(config.device, world.local)
     material = (images if registry.kind(config.model).data == "images" else data).load(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = registry.module(config.model).build(config).to(device)
     if config.reparam == "sigma":
         reparametrise(model, config.seed)
-    forward = torch.compile(model) if config.compile else model
-    return Lab(config, model, forward, make_optimizer(model, config), material, device)
+    shared = world.wrap(model)
+    forward = torch.compile(shared) if config.compile else shared
+    return Lab(config, model, shared, forward, make_optimizer(model, config), material, device, world)
 
 
 def reparametrise(model: nn.Module, seed: int) -> tuple[str, ...]:
@@ -62,10 +69,10 @@ def reparametrise(model: nn.Module, seed: int) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that a name stands for; "auto" is the first CUDA device where there is one, else the CPU."""
+def resolve_device(name: str, local: int = 0) -> torch.device:
+    """Return the device that a name stands for; "auto" is a CUDA device, number ``local``, where there is one."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

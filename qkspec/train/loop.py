@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from qkspec.train.lab import Lab, bound_fraction, learning_rate
 from qkspec.train.probes import probe
+from qkspec.train.world import local_only
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def train(lab: Lab) -> Iterator[Step]:
 
     A loss or a gradient that is not finite is a result: it is yielded, its update is not made, and the run is over.
     """
-    config = lab.config
+    config, world = lab.config, lab.world
     if lab.step == 0:
         yield Step(0, validation=validate(lab), probe=probe(lab) if config.probe_every else None)
     while lab.step < config.steps:
@@ -59,10 +60,13 @@ def train(lab: Lab) -> Iterator[Step]:
         lab.model.train()
         lab.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=lab.device)
-        for micro in range(config.accumulate):
-            loss = batch_loss(lab, "train", lab.step, micro) / config.accumulate
-            torch.autograd.backward(loss)
+        for micro in range(world.rank, config.accumulate, world.size):
+            more = micro + world.size < config.accumulate
+            with local_only(lab.shared) if more else nullcontext():
+                loss = batch_loss(lab, "train", lab.step, micro) / config.accumulate
+                torch.autograd.backward(loss * world.size)  # DDP takes the mean over the processes
             total += loss.detach()
+        world.sum(total)
         grads = [weight.grad for weight in lab.model.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if config.clip:
@@ -106,8 +110,10 @@ def autocast(lab: Lab) -> AbstractContextManager[object]:
 def validate(lab: Lab) -> float:
     """Return the mean loss over the same validation batches each time, in nats."""
     lab.model.eval()
-    count = lab.config.eval_batches
-    return sum(float(batch_loss(lab, "validation", 0, i)) for i in range(count)) / count
+    count, total = lab.config.eval_batches, torch.zeros((), dtype=torch.float64, device=lab.device)
+    for i in range(lab.world.rank, count, lab.world.size):
+        total += batch_loss(lab, "validation", 0, i)
+    return float(lab.world.sum(total)) / count
 
 
 def verdict(loss: float, grad_norm: float) -> str:

@@ -20,6 +20,7 @@ from qkspec.train import forensics, save
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab, build
 from qkspec.train.loop import Step, train
+from qkspec.train.world import current
 
 RUN, METRICS, PROBES = "run.json", "metrics.jsonl", "probes.jsonl"
 
@@ -35,15 +36,25 @@ class Stop:
         """130 after SIGINT, 143 after SIGTERM, None while nothing came."""
         return 128 + self.signals[0] if self.signals else None
 
+    def agree(self, lab: Lab) -> None:
+        """Take over a signal that reached another process of the run, so that all stop after the same step."""
+        asked = lab.world.any(self.code or 0, lab.device)
+        if asked and not self.signals:
+            self.signals.append(asked - 128)
+
 
 def run(config: TrainConfig, folder: Path, stop: Stop) -> Iterator[Step]:
     """Train into a new folder, yielding each step once it stands in metrics.jsonl.
 
     UsageError when the folder already holds something, OutputError when it cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    world = current()
+    if world.leads and folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder}: already holds files; use --resume to go on with that run, or another --out")
     lab = build(config)
+    if not world.leads:
+        yield from _follow(lab, stop)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save.write_json(folder / RUN, record(lab))
@@ -61,13 +72,15 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         stop: see Stop.
         changes: knobs to change (more steps, another device); anything else changes the run's course, and may.
     """
-    config = recorded(folder, changes or {})
+    lab = build(recorded(folder, changes or {}))
+    if not lab.world.leads:
+        _restore(lab, folder)
+        yield from _follow(lab, stop)
+        return
     with locked(folder):
         save.tidy(folder)
-        lab = build(config)
         _check_data(lab, folder)
-        if save.restore(lab, folder) is None and save.checkpoints(folder):
-            raise InputError(f"{folder}: keeps no state to resume from (--full-states 0); start the run again")
+        _restore(lab, folder)
         for name in (METRICS, PROBES):
             _truncate(folder / name, lab.step)
         save.write_json(folder / RUN, record(lab))
@@ -137,6 +150,21 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _restore(lab: Lab, folder: Path) -> None:
+    if save.restore(lab, folder) is None and save.checkpoints(folder):
+        raise InputError(f"{folder}: keeps no state to resume from (--full-states 0); start the run again")
+    lab.world.wait()  # nobody may publish before everybody has read
+
+
+def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
+    """Yield the steps of a process that does not write."""
+    for step in train(lab):
+        stop.agree(lab)
+        yield step
+        if stop.code:
+            return
+
+
 def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
     with (folder / METRICS).open("a", encoding="utf-8") as metrics:
@@ -145,6 +173,7 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
             if step.probe is not None:
                 _add_probe(folder, step)
             crashed = step.outcome != "ok"
+            stop.agree(lab)
             if crashed or stop.code or save.due(lab.step, lab.config):
                 _flush(metrics)
                 save.publish(lab, folder, step)

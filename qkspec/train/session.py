@@ -13,6 +13,7 @@ from qkspec.train import bakeoff, display, loggers, presets, save
 from qkspec.train import run as runs
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.loop import Step
+from qkspec.train.world import World, joined
 
 FAILED = 1
 
@@ -50,23 +51,32 @@ class Request:
 
 def conduct(request: Request) -> int:
     """Run what was asked, print the summary on stdout, and return 0, 1 (--fail-on-nan), 130 or 143."""
-    if request.compare:
-        return _compare(request)
+    with joined() as world:
+        if request.compare:
+            if world.size > 1:
+                raise UsageError("--compare runs in one process; start it without torchrun")
+            return _compare(request)
+        return _single(request, world)
+
+
+def _single(request: Request, world: World) -> int:
     if request.resume and request.out:
         raise UsageError("--resume goes on in its own folder; leave out --out")
     changes = {name: request.knobs[name] for name in request.given}
     config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
     start, last, validation = time.perf_counter(), Step(0), None
-    loggers.check(words(request.log))
+    services = words(request.log) if world.leads else []
+    loggers.check(services)
     with runs.listening() as stop:
         steps = runs.resume(folder, stop, changes) if request.resume else runs.run(config, folder, stop)
-        steps = loggers.logged(steps, words(request.log), folder, config)
-        for step in display.show(steps, config.steps, quiet=request.quiet, live=request.live):
+        steps = loggers.logged(steps, services, folder, config)
+        for step in display.show(steps, config.steps, quiet=request.quiet or not world.leads, live=request.live):
             last = step
             validation = validation if step.validation is None else step.validation
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(summary(config, folder, last, validation, time.perf_counter() - start))
+    if world.leads:
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        console.print(summary(config, folder, last, validation, time.perf_counter() - start))
     if stop.code:
         return stop.code
     return FAILED if request.fail_on_nan and last.outcome != "ok" else 0

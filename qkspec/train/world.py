@@ -1,0 +1,84 @@
+"""The processes that train one model together (DDP under torchrun); alone unless torchrun says otherwise."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this one is; rank 0 alone writes and prints.
+
+    Args:
+        rank: 0 to size - 1.
+        size: processes; the micro-batches of a step are dealt out among them.
+        local: the number of this process on its machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model whose backward pass averages gradients over the processes."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes, the same bits on each."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def any(self, flag: int, device: torch.device) -> int:
+        """Return the largest flag of all processes, so that all stop after the same step."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(flag, device=device)
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return int(value)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def local_only(model: object) -> AbstractContextManager[object]:
+    """Return the context in which a backward pass keeps its gradients to itself."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def current() -> World:
+    """Return the world that torchrun's environment describes."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Hold the process group for a run: NCCL with CUDA, else gloo; nothing where this process is alone."""
+    world = current()
+    if world.size == 1:
+        yield world
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield world
+    finally:
+        distributed.destroy_process_group()
