@@ -16,10 +16,14 @@ from qkspec.errors import QkspecError
 from qkspec.judging import CheckpointFacts
 from qkspec.layouts.find import Module, Plan, plan, read
 from qkspec.layouts.layout import Layout
+from qkspec.qk import QKLayer
 from qkspec.readings import NO_STEP, Column, Readings, concatenate, text
+from qkspec.spectrum import Spectra
 from qkspec.theorem import Limits
 
 F64 = NDArray[np.float64]
+
+DEVICE_BATCH = 1 << 30  # bytes of Q and K in their files that go to a GPU together
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,17 @@ def chosen(found: Plan, settings: Settings) -> list[int]:
 
 
 def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int], settings: Settings) -> list[Part]:
-    """Measure some modules of a checkpoint, one after the other."""
-    return [_measure_module(checkpoint, found, index, settings) for index in modules]
+    """Measure some modules of a checkpoint: on a CPU one after the other, on a GPU those of one batch together."""
+    if settings.device == "cpu":
+        return [_measure_module(checkpoint, found, index, settings) for index in modules]
+    parts: list[Part] = []
+    batch: list[int] = []
+    for index in modules:
+        batch.append(index)
+        if sum(found.modules[i].nbytes for i in batch) >= DEVICE_BATCH:
+            parts += _measure_on_device(checkpoint, found, batch, settings)
+            batch = []
+    return parts + _measure_on_device(checkpoint, found, batch, settings)
 
 
 def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings: Settings, run: str) -> Measured:
@@ -166,11 +179,35 @@ def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings:
     return Measured(facts, readings, np.concatenate([np.empty(0, bool), *applicable]), spectra, skipped)
 
 
+def _measure_on_device(checkpoint: Checkpoint, found: Plan, batch: Sequence[int], settings: Settings) -> list[Part]:
+    from qkspec import spectrum_torch
+    from qkspec.spectrum import Weights
+
+    layers = [_read(checkpoint, found, index) for index in batch]
+    weights = [Weights.of(*metrics.folding(layer)) for layer in layers if isinstance(layer, QKLayer)]
+    spectra = spectrum_torch.spectra_of(weights, device=settings.device)
+    return [
+        _part(checkpoint, index, layer, settings, next(spectra)) if isinstance(layer, QKLayer) else layer
+        for index, layer in zip(batch, layers, strict=True)
+    ]
+
+
 def _measure_module(checkpoint: Checkpoint, found: Plan, index: int, settings: Settings) -> Part:
+    layer = _read(checkpoint, found, index)
+    return _part(checkpoint, index, layer, settings) if isinstance(layer, QKLayer) else layer
+
+
+def _read(checkpoint: Checkpoint, found: Plan, index: int) -> QKLayer | Part:
+    """Return a module's weights, or the part that says why they cannot be read."""
     try:
-        layer = read(checkpoint, found, found.modules[index])
+        return read(checkpoint, found, found.modules[index])
     except QkspecError as error:
         return Part(index, problem=str(error))
+
+
+def _part(
+    checkpoint: Checkpoint, index: int, layer: QKLayer, settings: Settings, spectra: Spectra | None = None
+) -> Part:
     remarks = layer.remarks
     if layer.context is None:
         layer = replace(layer, context=settings.context)
@@ -178,7 +215,7 @@ def _measure_module(checkpoint: Checkpoint, found: Plan, index: int, settings: S
             remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
-    values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed)
+    values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed, found=spectra)
     values |= metrics.at_offsets(layer, settings.offsets)
     if settings.activations is not None:
         given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)

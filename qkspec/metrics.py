@@ -76,11 +76,16 @@ def positive_fraction(eigenvalues: NDArray[np.complex128]) -> F64:
     return np.where(known, (eigenvalues.real > 0).mean(axis=1), np.nan)
 
 
-def folded_spectra(layer: QKLayer) -> Spectra:
-    """Return the spectra of a module, with the input norms' gains folded in where the logits are x' M y of known x, y."""
+def folding(layer: QKLayer) -> tuple[Array, Array, Array | None, Array | None]:
+    """Return the arguments of ``spectra``: with the input norms' gains where the logits are x' M y of known x and y."""
     if layer.qk_norm is not None or "input norm" in layer.unknown:
-        return spectra(layer.q, layer.k)
-    return spectra(layer.q, layer.k, _gain(layer.q_input), _gain(layer.k_input))
+        return layer.q, layer.k, None, None
+    return layer.q, layer.k, _gain(layer.q_input), _gain(layer.k_input)
+
+
+def folded_spectra(layer: QKLayer) -> Spectra:
+    """Return the spectra of a module with its norms' gains folded in."""
+    return spectra(*folding(layer))
 
 
 def logit_std(layer: QKLayer, found: Spectra | None = None) -> F64:
@@ -150,12 +155,12 @@ class Facts:
     mean_diagonal: F64
 
 
-def facts(layer: QKLayer, *, seed: int = 0) -> Facts:
-    """Compute the spectra and the predicted map of one module. ``seed`` draws the tokens of the map."""
+def facts(layer: QKLayer, *, seed: int = 0, found: Spectra | None = None) -> Facts:
+    """Compute the spectra (unless ``found``) and the predicted map of one module. ``seed`` draws the map's tokens."""
     indices = map_indices(predicted_map(layer, seed=seed), causal=layer.causal)
     if "input norm" in layer.unknown and layer.qk_norm is None:
         indices = MapIndices(*(np.full(layer.heads, np.nan) for _ in range(4)))
-    found = folded_spectra(layer)
+    found = folded_spectra(layer) if found is None else found
     return Facts(layer, found, indices, logit_std(layer, found), mean_diagonal_logit(layer, found))
 
 
@@ -197,13 +202,13 @@ def floor(std: F64, context: int | None) -> F64:
 def at_offsets(layer: QKLayer, offsets: Sequence[int]) -> dict[str, F64]:
     """Return σ_1 and SEC(d_q, s*) of W_q' R_Δ W_k for each offset Δ, (heads,); NaN without rotary position.
 
-    With rotary position a query sees a key Δ tokens away through this matrix; Δ = 0 is M itself.
+    With rotary position a query sees a key Δ tokens before it through this matrix; Δ = 0 is M itself.
     """
     out: dict[str, F64] = {}
     for offset in offsets:
         sigma = np.full((layer.heads, layer.d_q), np.nan)
         if layer.rotary is not None:
-            sigma = spectra(layer.q, rotated(layer.k, layer.rotary, offset)).sigma
+            sigma = spectra(layer.q, rotated(layer.k, layer.rotary, -offset)).sigma
         out[f"sigma1_at_{offset}"] = _top(sigma)
         out[f"sec_star_at_{offset}"] = sec(sigma, star(layer.d_q))
     return out
@@ -276,18 +281,21 @@ def names(
     return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further, *(MEASURED if activations else ()))
 
 
-def measure(layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int = 0) -> tuple[dict[str, F64], F64]:
+def measure(
+    layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int = 0, found: Spectra | None = None
+) -> tuple[dict[str, F64], F64]:
     """Compute every metric of one module.
 
     Args:
         layer: the module.
         sizes: the s of sec_s.
         seed: of the predicted map's tokens.
+        found: its ``folded_spectra`` if another back end computed them.
 
     Returns:
         {metric: (heads,) float64} in the order of ``names``, and sigma (heads, d_q).
     """
-    known = facts(layer, seed=seed)
+    known = facts(layer, seed=seed, found=found)
     values = {metric.name: metric.compute(known) for metric in (*METRICS, *sec_metrics(sizes))}
     return {name: values[name] for name in names(sizes)}, known.spectra.sigma
 

@@ -68,6 +68,11 @@ class Weights:
     gain_q: Array | None = None
     gain_k: Array | None = None
 
+    @classmethod
+    def of(cls, q: Array, k: Array, gain_q: Array | None = None, gain_k: Array | None = None) -> "Weights":
+        """Learn the sizes of a module's weights."""
+        return cls(q, k, np.array([size_of(w) for w in q]), np.array([size_of(w) for w in k]), gain_q, gain_k)
+
     @property
     def owner(self) -> NDArray[np.intp]:
         """(heads,) the key head of each query head."""
@@ -131,8 +136,7 @@ def spectra(q: Array, k: Array, gain_q: Array | None = None, gain_k: Array | Non
     Returns:
         Spectra, float64.
     """
-    size_q, size_k = np.array([_size(w) for w in q]), np.array([_size(w) for w in k])
-    weights = Weights(q, k, size_q, size_k, gain_q, gain_k)
+    weights = Weights.of(q, k, gain_q, gain_k)
     return finish(weights, products(weights))
 
 
@@ -227,12 +231,12 @@ def _times_gains(weights: Weights, key: F64, at: slice) -> F64:
 
 def _is_single(weights: Weights, g: int, members: NDArray[np.intp]) -> bool:
     sizes = [weights.size_k[g], *weights.size_q[members]]
-    sizes += [_size(gain) for gain in (weights.gain_q, weights.gain_k) if gain is not None]
+    sizes += [size_of(gain) for gain in (weights.gain_q, weights.gain_k) if gain is not None]
     ordinary = all(ORDINARY[0] <= size <= ORDINARY[1] for size in sizes)
     return ordinary and weights.q.dtype == weights.k.dtype == np.float32
 
 
-def _size(w: Array) -> float:
+def size_of(w: Array) -> float:
     """Return the power of two just above the largest absolute element of w, 1 for zeros, NaN if any is not finite.
 
     Divided by it (exactly), weights near 1e-200 or 1e200 stay within float64 when they are multiplied.

@@ -1,22 +1,26 @@
 """Many checkpoints in turn: (checkpoint, modules) tasks over an engine, results from the cache where it has them."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from qkspec import engine
 from qkspec.cache import Cache, Spool
 from qkspec.checkpoints.sequence import Run, Source
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import Engine, Ready
-from qkspec.errors import QkspecError
+from qkspec.errors import QkspecError, UsageError
 from qkspec.layouts.find import Plan
 from qkspec.measuring import Measured, Part, Settings, Skipped, chosen, gather, measure_modules, plan_for
 from qkspec.readings import Readings, text
 
 # Q, K bytes x d_q; a CPU-second is about 1e10
 WORK_WORTH_PROCESSES = 4e10  # below it, starting processes costs more than it saves
+WORK_WORTH_A_GPU = 3e11  # half a minute of CPU: below it, importing torch costs more than it saves
 TASK = 2e9  # small enough to share out evenly, large enough that opening a checkpoint does not count
 
 
@@ -69,6 +73,8 @@ class _Stream:
         self._settings = settings
         self._cache = Cache(settings.cache) if settings.cache is not None else None
         self._spool = Spool() if settings.keep_spectra else None
+        self._work = 0.0
+        self._device: str | None = None  # chosen when the first checkpoint is planned
 
     def results(self) -> Iterator[Measured | Skipped]:
         parts: list[Part] = []
@@ -91,24 +97,22 @@ class _Stream:
 
     def _computed(self) -> Iterator[list[Part] | str | _Planned | Measured | Skipped]:
         settings, items = self._settings, self._items()
-        waiting: list[Task | Ready[_Planned | Measured | Skipped]] = []
-        work = 0.0
-        for item in items:  # up to the first checkpoint that needs work, which tells how many workers are worth while
-            if isinstance(item, Ready) and not waiting and not isinstance(item.value, _Planned):
-                yield item.value
-                continue
-            waiting.append(item)
-            if isinstance(item, Ready) and isinstance(item.value, _Planned):
-                work = item.value.work * len(self._pairs)
+        first: list[Task | Ready[_Planned | Measured | Skipped]] = []
+        for item in items:  # up to the first that needs work, by when it is known how much work there is
+            if isinstance(item, Task):
+                first.append(item)
                 break
-        tasks = chain(waiting, items)
-        function = partial(measure_task, replace(settings, cache=None))
-        if settings.engine is Engine.RAY and waiting:
-            gpus = 1.0 if settings.device == "cuda" else 0.0
+            yield item.value
+        if not first:
+            return
+        tasks, device = chain(first, items), self._device or "cpu"
+        function = partial(measure_task, replace(settings, cache=None, device=device))
+        if settings.engine is Engine.RAY:
+            gpus = 1.0 if device == "cuda" else 0.0
             yield from engine.run_on_ray(function, tasks, address=settings.ray_address, gpus=gpus)
         else:
-            workers = settings.workers or (engine.cpu_count() if work > WORK_WORTH_PROCESSES else 1)
-            yield from engine.run(function, tasks, workers=workers if waiting else 1)
+            many = device == "cpu" and self._work > WORK_WORTH_PROCESSES
+            yield from engine.run(function, tasks, workers=settings.workers or (engine.cpu_count() if many else 1))
 
     def _items(self) -> Iterator[Task | Ready[_Planned | Measured | Skipped]]:
         for run, source in self._pairs:
@@ -121,24 +125,57 @@ class _Stream:
             except QkspecError as error:
                 yield Ready(Skipped(run, source.name, str(error)))
                 continue
-            yield from (Task(source, stamp, modules) for modules in _shares(planned))
+            if self._device is None:
+                self._work = planned.work * len(self._pairs)
+                self._device = choose_device(self._settings.device, self._work)
+            share = TASK if self._device == "cpu" else math.inf  # a GPU takes modules in batches
+            yield from (Task(source, stamp, modules) for modules in _shares(planned, share))
             yield Ready(planned)
 
     def _known(self, run: str, source: Source, stamp: str) -> Measured | None:
         found = None if self._cache is None else self._cache.get(source, stamp, self._settings)
         return None if found is None else self._kept(_renamed(found, run))
 
-    def _finish(self, planned: _Planned, parts: Sequence[Part]) -> Measured | Skipped:
-        try:
-            measured = gather(planned.checkpoint, planned.plan, parts, self._settings, planned.run)
-            if self._cache is not None and planned.source.fingerprint() == planned.stamp:
-                self._cache.put(planned.source, planned.stamp, self._settings, measured)
-        except QkspecError as error:  # it was removed or replaced meanwhile
-            return Skipped(planned.run, planned.source.name, str(error))
+    def _finish(self, planned: _Planned, parts: Sequence[Part]) -> Measured:
+        measured = gather(planned.checkpoint, planned.plan, parts, self._settings, planned.run)
+        if self._cache is not None:
+            with suppress(QkspecError):  # it was removed meanwhile: what was read of it still holds
+                if planned.source.fingerprint() == planned.stamp:
+                    self._cache.put(planned.source, planned.stamp, self._settings, measured)
         return self._kept(measured)
 
     def _kept(self, measured: Measured) -> Measured:
         return replace(measured, spectra={} if self._spool is None else self._spool.add(measured.spectra))
+
+
+def choose_device(asked: str, work: float) -> str:
+    """Return "cpu", "cuda" or "mps". torch is imported only where a GPU was asked for, or is there and worth its start.
+
+    Args:
+        asked: one of these, or "auto".
+        work: bytes of Q and K times d_q.
+
+    Raises:
+        UsageError: the device that was asked for is not there.
+    """
+    if asked == "cpu" or (asked == "auto" and (work < WORK_WORTH_A_GPU or not _may_have_gpu())):
+        return "cpu"
+    try:
+        import torch
+    except ImportError as error:
+        if asked == "auto":
+            return "cpu"
+        raise UsageError(f"--device {asked} needs torch: pip install torch") from error
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return "cuda" if there["cuda"] else "cpu"  # an M-series CPU keeps up with a GPU that has no float64
+    if not there[asked]:
+        raise UsageError(f"--device {asked}: torch finds no such device here; leave the option out to use the CPU")
+    return asked
+
+
+def _may_have_gpu() -> bool:
+    return any(Path(place).exists() for place in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
 def _renamed(measured: Measured, run: str) -> Measured:
@@ -151,14 +188,14 @@ def _plan(run: str, source: Source, stamp: str, settings: Settings) -> _Planned:
     return _Planned(run, source, stamp, checkpoint, found, chosen(found, settings))
 
 
-def _shares(planned: _Planned) -> Iterator[tuple[int, ...]]:
+def _shares(planned: _Planned, most: float) -> Iterator[tuple[int, ...]]:
     """Cut a checkpoint's modules into tasks of about equal work."""
     share: list[int] = []
     work = 0.0
     for index in planned.modules:
         share.append(index)
         work += float(planned.plan.modules[index].nbytes) * planned.plan.modules[index].d_q
-        if work >= TASK:
+        if work >= most:
             yield tuple(share)
             share, work = [], 0.0
     if share:

@@ -1,0 +1,128 @@
+"""The torch back end on the CPU device, held to the same oracles as the other, in float64 and in the float32 scheme."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import exact_values, planted, product_values
+
+from qkspec import metrics, spectrum, spectrum_torch
+from qkspec.spectrum import Weights
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device")),
+]
+
+
+def draw(seed, heads, kv_heads, d_q, d, d_k=None):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((heads, d_q, d)), rng.standard_normal((kv_heads, d_q, d_k or d))
+
+
+def sec(sigma, s):
+    return np.sum(sigma[:, :s] ** 2, axis=1) / np.sum(sigma**2, axis=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_equals_the_svd_of_the_product(seed, kv_heads, group, d_q, d, d_k):
+    q, k = draw(seed, kv_heads * group, kv_heads, d_q, d, d_k)
+    sigma = spectrum_torch.spectra(q, k, device="cpu").sigma
+    np.testing.assert_allclose(sigma, product_values(q, k), rtol=1e-10, atol=1e-12 * sigma.max())
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("order", ["falling", "rising", "shuffled"])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_value_at_condition_1e13(device, single, order, mixed):
+    if device == "mps" and not single:
+        pytest.skip("MPS has no float64")
+    rng = np.random.default_rng(5)
+    sigma = np.logspace(0, -13, 16)
+    given_order = {"falling": sigma, "rising": sigma[::-1], "shuffled": rng.permutation(sigma)}[order]
+    q, k = planted(rng, given_order, 40, mixed=mixed)
+    found = spectrum_torch.spectra(q[None], k[None], device=device, single=single).sigma[0]
+    np.testing.assert_allclose(found, exact_values(q, k), rtol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["gaussian", "decaying", "collapsed"])
+def test_the_float32_scheme_keeps_sigma1_and_sec(kind, device):
+    rng = np.random.default_rng(3)
+    q, k = draw(3, 4, 2, 32, 1024)
+    if kind == "decaying":
+        fall = np.logspace(0, -1.5, 32)[:, None]
+        mix = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+        q, k = mix @ (fall * q), mix @ (fall * k)
+    if kind == "collapsed":
+        u, v = rng.standard_normal((2, 1024))
+        a = rng.standard_normal(32)
+        q, k = 1e-6 * q + np.outer(a, u), 1e-6 * k + np.outer(a, v)
+    exact = spectrum.spectra(q, k).sigma
+    found = spectrum_torch.spectra(q, k, device=device, single=True).sigma
+    np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=1e-6)
+    for s in (1, 2, 4, 8):
+        np.testing.assert_allclose(sec(found, s), sec(exact, s), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
+@pytest.mark.parametrize("single", [False, True])
+def test_size_does_not_matter(scale, single):
+    q, k = draw(0, 2, 1, 4, 30)
+    one, other = (spectrum_torch.spectra(q * s, k, device="cpu", single=single).sigma for s in (1, scale))
+    np.testing.assert_allclose(other / scale, one, rtol=1e-5 if single else 1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.booleans())
+def test_agrees_with_numpy_on_everything(seed, kv_heads, group, d_q, d, gained):
+    q, k = draw(seed, kv_heads * group, kv_heads, d_q, d)
+    gains = tuple(np.exp(np.random.default_rng(seed).standard_normal((2, d)))) if gained else (None, None)
+    ours, theirs = spectrum_torch.spectra(q, k, *gains, device="cpu"), spectrum.spectra(q, k, *gains)
+    size = np.linalg.norm(q) * np.linalg.norm(k) * (np.max(gains[0]) * np.max(gains[1]) if gained else 1)
+    for name in ("sigma1_q", "sigma1_k", "trace", "gained", "gained_trace"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-9, atol=1e-9 * size)
+
+
+def test_modules_of_one_shape_are_one_batch_and_come_in_order():
+    modules = [Weights.of(*draw(i, 2, 1, 4, 10 if i < 3 else 12)) for i in range(5)]
+    found = list(spectrum_torch.spectra_of(modules, device="cpu"))
+    for weights, spectra in zip(modules, found, strict=True):
+        np.testing.assert_allclose(spectra.sigma, spectrum.singular_values(weights.q, weights.k), rtol=1e-10)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_broken_and_dead_heads(single):
+    q, k = draw(0, 4, 2, 3, 5)
+    q[0], q[3, 0, 0] = 0, np.nan
+    found = spectrum_torch.spectra(q, k, device="cpu", single=single)
+    assert (found.sigma[0] == 0).all()
+    assert np.isnan(found.sigma[3]).all()
+    assert np.isfinite(found.sigma[1:3]).all()
+
+
+def test_a_shape_of_real_size_in_float32():
+    rng = np.random.default_rng(0)
+    q, k = (0.02 * rng.standard_normal((n, 128, 2048), dtype=np.float32) for n in (4, 1))
+    exact, found = spectrum.spectra(q, k).sigma, spectrum_torch.spectra(q, k, device="cpu", single=True).sigma
+    assert np.abs(found[:, 0] / exact[:, 0] - 1).max() < 1e-7
+    assert np.abs(metrics.sec(found, 8) - metrics.sec(exact, 8)).max() < 1e-7
+
+
+def test_the_cpu_path_imports_no_torch():
+    code = "import sys, qkspec.analysis, qkspec.spectrum; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
