@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkspec import __version__, courses, curve, metrics, theorem, trajectory
+from qkspec.baseline import Bands
 from qkspec.courses import Courses
 from qkspec.curve import Curve, Trouble
 from qkspec.readings import NO_STEP, Readings
@@ -80,6 +81,7 @@ class Report:
         spectra: "run/checkpoint/module" to (heads, d_q) singular values; empty if they were not kept.
         provenance: what computed the numbers.
         stories: run name to what its heads and its loss did over the steps.
+        bands: of a baseline that the heads are held against beside the verdicts, or None.
     """
 
     readings: Readings
@@ -92,11 +94,32 @@ class Report:
     skipped: Mapping[str, str]
     spectra: Mapping[str, F64]
     provenance: Mapping[str, str]
-    stories: Mapping[str, "Story"] = field(default_factory=dict)
+    stories: Mapping[str, Story] = field(default_factory=dict)
+    bands: Bands | None = None
 
     def evidence(self, row: int) -> tuple[Condition, ...]:
         """Return the conditions behind one row's verdict."""
         return theorem.evidence(self.readings, self.limits, row, float(self.random_rank[row]))
+
+    def against_baseline(self, row: int) -> tuple[Condition, ...]:
+        """Return how one row lies to the bands of the baseline; a condition holds where the head leaves its band."""
+        if self.bands is None:
+            return ()
+        one = self.readings.where(np.arange(len(self.readings)) == row)
+        found = []
+        for _, metric, sign, limits, _ in self.bands.rules(one):
+            value, limit = float(one.metric(metric)[0]), float(limits[0])
+            outside = value < limit if sign == ">=" else value > limit
+            beyond = "<=" if sign == ">=" else ">="
+            known = math.isfinite(value) and math.isfinite(limit)
+            name = f"outside the band of {self.bands.name}"
+            found.append(Condition(name, metric, value if known else None, beyond, limit, outside if known else None))
+        return tuple(found)
+
+    def random_band(self, row: int) -> tuple[float, float, float]:
+        """Return what random weights of a row's shape show: 5th and 95th percentile of SEC(d_q, s*), median rank."""
+        d, d_q = (int(self.readings[name][row]) for name in ("d_model", "d_q"))
+        return metrics.random_init(d, d, d_q, metrics.star(d_q))
 
 
 def assemble(

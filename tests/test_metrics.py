@@ -189,7 +189,7 @@ def test_spectra_at_rotary_offsets_against_a_rotation_written_out(pairing):
         turn = np.eye(8)
         for i, frequency in enumerate((1.0, 0.1)):
             a, b = (2 + i, 4 + i) if pairing == "halves" else (2 + 2 * i, 3 + 2 * i)
-            angle = offset * frequency
+            angle = -offset * frequency  # the key stands before the query
             turn[[a, a, b, b], [a, b, a, b]] = [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
         for h in range(4):
             sigma = np.linalg.svd(layer.q[h].T @ turn @ layer.k[h // 2], compute_uv=False)

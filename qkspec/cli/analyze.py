@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qkspec.clean import clean
 from qkspec.cli.options import (
+    Activations,
+    Baseline,
     CacheFolder,
     Context,
     Heads,
     Layers,
     LayoutFile,
     LimitOptions,
+    Margin,
     NoCache,
     NoProgress,
     NumHeads,
     NumKvHeads,
+    Offsets,
     OnDevice,
     OnEngine,
     Paths,
@@ -57,6 +62,10 @@ def analyze(
     ray_address: RayAddress = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    offsets: Offsets = None,
+    activations: Activations = None,
+    baseline: Baseline = None,
+    margin: Margin = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report directory here.")] = None,
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Of what goes to stdout.")
@@ -66,14 +75,19 @@ def analyze(
     no_progress: NoProgress = False,
 ) -> None:
     """Measure every head of every checkpoint, judge them by Theorem 1, and print the summary."""
-    from qkspec.cli.measuring import measure
+    from dataclasses import replace
+
+    from qkspec.cli.measuring import load_bands, measure
     from qkspec.cli.settings import Flags, load_file
 
     flags = Flags(
         sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
+        offsets=offsets, activations=activations,
     )  # fmt: skip
     report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress)
+    if baseline is not None:
+        report = replace(report, bands=load_bands(baseline, 2.0 if margin is None else margin))
     if out is not None:
         from qkspec.reports.directory import write_directory
 
@@ -89,6 +103,8 @@ def show(report: "Report", output_format: OutputFormat) -> None:
         from qkspec.reports.table import render
 
         render(report, Console())
+        for line in further_lines(report):
+            print(clean(line, 500))  # noqa: T201 - the command's result
         return
     if output_format is OutputFormat.JSON:
         from qkspec.reports.jsonfile import write
@@ -97,3 +113,11 @@ def show(report: "Report", output_format: OutputFormat) -> None:
     else:
         from qkspec.reports.markdown import write
     write(report, sys.stdout)
+
+
+def further_lines(report: "Report") -> list[str]:
+    """Return what the summary's table has no place for: the loss, flags of heads, a baseline, offsets, real maps."""
+    from qkspec.cli.telling import baseline_lines, measured_lines, offset_lines, story_lines
+
+    lines = [*story_lines(report), *baseline_lines(report), *offset_lines(report), *measured_lines(report)]
+    return ["", *lines] if lines else []

@@ -1,18 +1,23 @@
 """``qkspec gate``: hold checkpoints, or a saved report, against thresholds."""
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkspec.clean import clean
 from qkspec.cli.options import (
+    Activations,
+    Baseline,
     CacheFolder,
     Context,
     Heads,
     Layers,
     LayoutFile,
     LimitOptions,
+    Margin,
     NoCache,
     NoProgress,
     NumHeads,
@@ -28,6 +33,7 @@ from qkspec.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qkspec.analysis import Report
     from qkspec.gate import Outcome
     from qkspec.policy import Policy
 
@@ -61,13 +67,16 @@ def gate(
     strict: Annotated[
         bool | None, typer.Option("--strict", help="Do not pass when something had to be assumed.")
     ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option("--baseline", help="Report directory of a healthy run; heads must stay within its bands."),
+    policy_file: Annotated[
+        Path | None,
+        typer.Option("--policy", help="TOML file with the gate's settings and [[layer]] overrides, for qkspec.toml's."),
     ] = None,
-    margin: Annotated[
-        float | None, typer.Option("--margin", help="How far outside --baseline's bands: a factor. Default: 2.")
-    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
+    sarif: Annotated[Path | None, typer.Option("--sarif", help="Write SARIF here.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a summary in Markdown here.")] = None,
+    baseline: Baseline = None,
+    margin: Margin = None,
+    activations: Activations = None,
     layers: Layers = None,
     heads: Heads = None,
     num_heads: NumHeads = None,
@@ -89,23 +98,26 @@ def gate(
     Without a threshold, no head may be malignant or broken.
     """
     from qkspec.cli.measuring import load_bands, measure
-    from qkspec.cli.settings import Flags, load_file
+    from qkspec.cli.settings import Flags, load_file, load_policy
     from qkspec.gate import check
 
     table, where = load_file()
+    written = {"gate": load_policy(policy_file)} if policy_file is not None else table
     given = {
         "max_sec": max_sec, "s": s, "max_sigma1": max_sigma1, "max_freezing": max_freezing, "min_entropy": min_entropy,
         "max_share": max_share, "fail_on": fail_on, "last": last, "allow_skipped": allow_skipped, "strict": strict,
         "baseline": baseline, "margin": margin,
     }  # fmt: skip
-    rules = policy(given, table, where)
+    rules = policy(given, written, where if policy_file is None else str(policy_file))
     flags = Flags(
         None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
-        device, engine, ray_address, cache, no_cache,
+        device, engine, ray_address, cache, no_cache, activations=activations,
     )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None
-    outcome = check(measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size), rules, bands)
+    report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size)
+    outcome = check(report, rules, bands)
+    write_files(report, outcome, junit=junit, sarif=sarif, markdown=markdown)
     show(outcome, rules)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
@@ -129,6 +141,29 @@ def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -
     if not rules.says_something:
         return replace(rules, fail_on=frozenset({Verdict.MALIGNANT, Verdict.BROKEN}))
     return rules
+
+
+def write_files(
+    report: "Report", outcome: "Outcome", *, junit: Path | None, sarif: Path | None, markdown: Path | None
+) -> None:
+    """Write the files that were asked for, and annotations where GitHub runs this."""
+    from qkspec.reports import github
+    from qkspec.reports import junit as junit_file
+    from qkspec.reports import sarif as sarif_file
+    from qkspec.reports.wholefile import whole_file
+
+    if junit is not None:
+        with whole_file(junit) as out:
+            junit_file.write(outcome, out)
+    if sarif is not None:
+        with whole_file(sarif) as out:
+            sarif_file.write(report, outcome, out)
+    if markdown is not None:
+        with whole_file(markdown) as out:
+            github.write_markdown(outcome, out)
+    if github.runs_here(os.environ):
+        for line in github.annotations(outcome):
+            print(line, file=sys.stdout)  # noqa: T201 - workflow commands are read from stdout
 
 
 def show(outcome: "Outcome", rules: "Policy") -> None:

@@ -95,5 +95,28 @@ CacheFolder = Annotated[
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Neither use nor keep earlier results.", rich_help_panel=_WORK)
 ]
+Offsets = Annotated[
+    str | None,
+    typer.Option(
+        "--offsets",
+        help="Rotary models: measure W_q'R W_k for keys so many tokens before the query, 0,1,16,256.",
+        rich_help_panel=_MEASURE,
+    ),
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations",
+        help="File of what the attention modules were given on real data (qkspec.activations.record).",
+        rich_help_panel=_MEASURE,
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", help="Report directory of a healthy run, whose bands the heads are held against."),
+]
+Margin = Annotated[
+    float | None, typer.Option("--margin", help="How far outside --baseline's bands: a factor. Default: 2.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.", rich_help_panel=_OUTPUT)]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.", rich_help_panel=_OUTPUT)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_SETTINGS_BYTES = 1 << 20
 KEYS = (
     "s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate",
-    "device", "engine", "ray_address", "cache",
+    "device", "engine", "ray_address", "cache", "offsets", "activations",
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ class Flags:
     cache: Path | None = None
     no_cache: bool = False
     keep_spectra: bool = False
+    offsets: str | None = None
+    activations: str | None = None
 
 
 def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
@@ -63,6 +65,18 @@ def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
                 raise UsageError(f"{path}: no setting is called {key!r}; known: {', '.join(KEYS)}")
         return {key.replace("-", "_"): value for key, value in table.items()}, str(path)
     return {}, ""
+
+
+def load_policy(path: Path) -> Mapping[str, Any]:
+    """Return the gate settings of a policy file: its [gate] table, or the whole file if it has none.
+
+    Raises:
+        UsageError: it is not readable TOML.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such policy file; give a TOML file with the settings of a gate")
+    table = _read(path)
+    return _mapping(table["gate"], f"{path}: gate") if "gate" in table else table
 
 
 def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
@@ -92,6 +106,10 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         ray_address=flags.ray_address or _text(table, "ray_address", where),
         cache=_cache(flags, table, where),
         keep_spectra=flags.keep_spectra,
+        offsets=tuple(
+            sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
+        ),
+        activations=flags.activations or _text(table, "activations", where),
     )
 
 
