@@ -100,9 +100,9 @@ def _sequence(sources: Sequence[Source]) -> Run:
     """Make one run of checkpoints that were named one by one."""
     if len(sources) == 1:
         return Run(sources[0].name, tuple(sources), sources[0].path)
-    parents = zip(*(PurePath(source.path).parent.parts for source in sources), strict=False)
-    path = os.fspath(PurePath(*(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))))
-    return Run(PurePath(path).name or "run", _ordered(sources), path)
+    parents = zip(*(source.path.rstrip("/").split("/")[:-1] for source in sources), strict=False)
+    path = "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents)) or "."
+    return Run(_base(path) or "run", _ordered(sources), path)
 
 
 def _runs_at(path: str, revisions: str) -> list[Run]:

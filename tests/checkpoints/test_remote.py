@@ -276,6 +276,8 @@ def test_a_run_in_a_bucket(s3: Callable[[], int]) -> None:
         np.testing.assert_array_equal(checkpoint.store.read("h.0.q"), (Q * source.step).numpy())
         np.testing.assert_array_equal(checkpoint.store.read("h.0.q", slice(3, 9)), (Q * source.step)[3:9].numpy())
         assert source.fingerprint() == source.fingerprint()
+    (both,) = find_runs(["s3://bucket/run/step-100", "s3://bucket/run/step-20"])
+    assert (both.name, both.path, [s.step for s in both.sources]) == ("run", "s3://bucket/run", [20, 100])
     travelled = s3() - before
     print(f"{travelled} bytes travelled of {2 * BIG.nbytes}")
     assert travelled < 250_000
