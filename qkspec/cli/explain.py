@@ -1,4 +1,4 @@
-"""``qkspec explain``: a metric, verdict or threshold in a few sentences, with its equation and source."""
+"""``qkspec explain``: a metric, verdict, flag, threshold or gate setting: what it is and where it comes from."""
 
 import sys
 from typing import Annotated
@@ -7,13 +7,16 @@ import typer
 
 
 def explain(
-    term: Annotated[str, typer.Argument(help="A metric, verdict, or 'limits'; nothing lists them.")] = "",
+    term: Annotated[
+        str, typer.Argument(help="A metric, verdict, flag, limit or gate setting; nothing lists them.")
+    ] = "",
 ) -> None:
-    """Say what a metric, a verdict or a threshold is, and where it comes from."""
+    """Say what a metric, a verdict, a flag or a threshold is, and where it comes from."""
     from qkspec.errors import UsageError
 
     entries = terms()
-    key = term.strip().lower().replace("-", "_").replace(" ", "_")
+    key = term.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
+    key = ALIASES.get(key, key)
     if not key:
         width = max(len(name) for name in entries)
         lines = [f"{name:{width}}  {text.splitlines()[0]}" for name, text in entries.items()]
@@ -27,24 +30,124 @@ def explain(
     print("\n".join(lines), file=sys.stdout)  # noqa: T201 - the command's result
 
 
+ALIASES = {
+    "kappa": "freezing_ratio", "κ": "freezing_ratio", "σ1": "sigma1", "sigma_1": "sigma1", "rho": "freezing_ratio",
+    "sec": "sec_star", "verdict": "verdicts", "limit": "limits", "threshold": "limits", "thresholds": "limits",
+    "policy": "gate", "rule_1": "rule1", "adamw²": "adamw2", "entropy": "predicted_entropy", "run": "run_verdict",
+}  # fmt: skip
+
+
 def terms() -> dict[str, str]:
     """Return every term with its explanation, from the registries that compute it."""
-    import re
-    from dataclasses import fields
+    return {**_metrics(), **_verdicts(), **_over_time(), **_limits(), **_gate(), **_ideas()}
 
+
+def _metrics() -> dict[str, str]:
     from qkspec.metrics import METRICS, sec_metrics
-    from qkspec.theorem import Limits, Verdict
 
     entries = {
         m.name: m.meaning + (f" ({m.source})" if m.source else "") for m in (*METRICS, *sec_metrics((1, 2, 4, 8)))
     }
-    entries |= {verdict.value.replace(" ", "_"): f"verdict: {verdict.meaning}" for verdict in Verdict}
-    documented = dict(
-        re.findall(r"^\s+(\w+): (.+?)(?=\n\s+\w+: |\n\s*$)", Limits.__doc__ or "", re.MULTILINE | re.DOTALL)
-    )
-    lines = []
-    for field in fields(Limits):
-        text = " ".join(documented[field.name].split())
-        lines.append(f"  {field.name} (default {field.default}): {text}")
-    entries["limits"] = "the thresholds of the verdicts, set by --limit NAME=VALUE\n" + "\n".join(lines)
+    more = {
+        "entropy": "mean row entropy / ln(row length)",
+        "rank": "effective rank / tokens",
+        "diagonal": "mean mass on the diagonal",
+        "columns": "distinct arg-max columns / tokens",
+    }
+    entries |= {f"measured_{name}": f"{text} of the real maps (--activations)" for name, text in more.items()}
+    entries["measured_logit_std"] = "standard deviation of the real logits (--activations)"
+    entries["sigma1_at"] = "σ_1 of W_q'R_Δ W_k, which joins a query to a key Δ tokens before it (rotary, --offsets)"
+    entries["sec_star_at"] = "SEC(d_q, s*) of W_q'R_Δ W_k (rotary, --offsets)"
     return entries
+
+
+def _verdicts() -> dict[str, str]:
+    from qkspec.theorem import Verdict
+
+    entries = {verdict.value.replace(" ", "_"): f"verdict of a head: {verdict.meaning}" for verdict in Verdict}
+    order = ", ".join(verdict.value for verdict in Verdict)
+    return {"verdicts": f"the classes of a head, gravest first: {order}", **entries}
+
+
+def _over_time() -> dict[str, str]:
+    from qkspec import courses, curve
+    from qkspec.trajectory import LOST, STATES, SURGE, WARNED
+
+    return {
+        "run_verdict": f"of a run's last checkpoint: {', '.join(STATES)}\n"
+        "  broken: some head holds NaN or Inf\n"
+        f"  lost: at least {LOST:.0%} of the judged heads are concentrated and large\n"
+        f"  warned: at least {WARNED:.0%} of them, or a malignant head\n"
+        "  sound: neither\n  unjudged: no head could be judged",
+        "surging": f"flag: ln σ_1 grew by {SURGE} a step or more, or later σ_1 doubled between checkpoints at"
+        f" {courses.JUMP:g} times the run's own median growth",
+        "surge": f"of a run: the first step by which the median head's ln σ_1 had grown by {SURGE} a step",
+        "stagnant": f"flag: the effective rank has stayed within {courses.STILL:.0%} of its last value for at least a"
+        " third of the run: the spectrum keeps its shape, as where the gradient has died",
+        "onset": "flag: the step at which the growth of ln σ_1 changed for the worse: one break in a line of two"
+        " pieces, if it beats a straight line by the Bayesian information criterion and σ_1 grew by half after it",
+        "crossing": "flag: the first step at which a condition of Theorem 1 held",
+        "forecast": "the step at which κ reaches its limit if the exponential through the newest"
+        f" {courses.FORECAST_POINTS} checkpoints goes on, with Fieller's {courses.CONFIDENCE:.0%} interval",
+        "trouble": f"when a loss went wrong for good: not finite, rose by {curve.ROSE:.0%} above its best, or parted by"
+        f" {curve.PARTED:.0%} from the best run of the report (each beyond {curve.NOISE:g} standard errors)",
+        "lead": "steps from an alarm (surge, crossing, first malignant head) to the loss's trouble; negative: it came"
+        " after",
+    }
+
+
+def _limits() -> dict[str, str]:
+    from dataclasses import fields
+
+    from qkspec.theorem import Limits
+
+    documented = _documented(Limits.__doc__)
+    entries = {}
+    for field in fields(Limits):
+        entries[f"limit_{field.name}"] = (
+            f"limit {field.name} (default {field.default}): {documented.get(field.name, '')}"
+        )
+    whole = "\n".join("  " + text.removeprefix("limit ") for text in entries.values())
+    return {"limits": "the thresholds of the verdicts, set by --limit NAME=VALUE\n" + whole, **entries}
+
+
+def _gate() -> dict[str, str]:
+    from dataclasses import fields
+
+    from qkspec.policy import Policy
+
+    documented = _documented(Policy.__doc__)
+    entries = {field.name: f"setting of gate: {documented.get(field.name, '')}" for field in fields(Policy)}
+    entries["layer"] += '\n  [[gate.layer]]\n  layers = "0-3"          # or block = "decoder.cross"\n'
+    entries["layer"] += "  max_sigma1 = 500.0      # false drops a rule there; fail_on = [] forbids no verdict there"
+    names = ", ".join(field.name for field in fields(Policy))
+    return {"gate": f"thresholds held against a report; settings: {names}", **entries}
+
+
+def _ideas() -> dict[str, str]:
+    return {
+        "theorem_1": "malignant entropy collapse: if the energy of W_q'W_k is concentrated in a few directions and its"
+        " singular values are large, the attention map becomes sparse yet low-rank",
+        "rule1": "σ_1(W_t) ≤ (1 + τ) σ_1(W_{t-1}): AdamW² keeps it by cutting α to τ σ_1(W)/σ_1(∇W); qkspec audit holds"
+        " the changes between checkpoints against ((1 + τ)^n - 1) σ_1(W)",
+        "adamw2": "AdamW with Rule 1 (Algorithm 1 of the paper); qkspec train --optimizer adamw2 --tau 0.004",
+        "context": "tokens T in a full attention row, which set √(2 ln T); from the config, or --context",
+        "baseline_bands": "of a healthy run: for each layer and step the range of its heads (5th to 95th percentile"
+        " from 20 heads), beyond which --margin is a factor on σ_1 and κ and a tenth of it on the predicted entropy",
+    }
+
+
+def _documented(text: str | None) -> dict[str, str]:
+    """Return the Args of a class's docstring, each on one line."""
+    import re
+
+    found: dict[str, str] = {}
+    name = ""
+    for line in (text or "").partition("Args:")[2].splitlines():
+        start = re.match(r"^ {8}(\w+): (.+)$", line)
+        if start:
+            name = start[1]
+            found[name] = start[2].strip()
+        elif name and line.startswith(" " * 12):
+            found[name] += " " + line.strip()
+    return found
