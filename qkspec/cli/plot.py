@@ -13,8 +13,9 @@ def plot(
     plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf.")] = "png",
 ) -> None:
     """Draw the figures of a saved report: σ1 and κ over steps, SEC over s, and the layer x head map."""
-    from qkspec.reports.plots import draw_into
+    from qkspec.reports.plots import check_format, draw_into
     from qkspec.reports.saved import load
 
+    check_format(plot_format)
     for path in draw_into(load(report), out or report / "plots", plot_format=plot_format):
         typer.echo(path)

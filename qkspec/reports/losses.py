@@ -53,11 +53,11 @@ def read(path: Path, sources: Mapping[str, str]) -> dict[str, Curve]:
             for run, step, loss in rows:
                 steps.setdefault(run, []).append(int(step))
                 values.setdefault(run, []).append(float(loss) if loss else math.nan)
+        return {
+            name: Curve(np.array(steps[run], dtype=np.int64), np.array(values[run]), sources.get(name, ""))
+            for run in steps
+            for name in (uncell(run),)
+        }
     except (ValueError, OverflowError, csv.Error) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: cannot be read ({reason}); it is damaged, write the report again") from error
-    names = {run: uncell(run) for run in steps}
-    return {
-        names[run]: Curve(np.array(steps[run], dtype=np.int64), np.array(values[run]), sources.get(names[run], ""))
-        for run in steps
-    }

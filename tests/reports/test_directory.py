@@ -174,7 +174,7 @@ def test_kill_minus_nine_leaves_the_old_report_or_the_new(one_run: Report, two_r
         write_directory(report, tmp_path / name, formats=DATA)
     out = tmp_path / "place" / "out"
     write_directory(one_run, out, formats=DATA)
-    for i in range(6):
+    for i in range(4):
         process = writer(tmp_path / "ab"[i % 2], out, 1_000)
         time.sleep(0.02 + 0.013 * i)
         process.kill()
@@ -186,7 +186,7 @@ def test_two_writers_at_once_do_not_hurt_each_other(one_run: Report, two_runs: R
     for report, name in ((one_run, "a"), (two_runs, "b")):
         write_directory(report, tmp_path / name, formats=DATA)
     out = tmp_path / "place" / "out"
-    processes = [writer(tmp_path / name, out, 20) for name in "ab"]
+    processes = [writer(tmp_path / name, out, 15) for name in "ab"]
     for process in processes:
         process.communicate()
         assert process.returncode == 0

@@ -75,7 +75,7 @@ def test_plain_output_has_no_escape_sequence(two_runs: Report) -> None:
 
 
 def test_ascii_fallback_is_ascii_and_still_draws(two_runs: Report) -> None:
-    text = shown(two_runs, encoding="ascii")
+    text = shown(two_runs, 120, "ascii")
     assert text.isascii()
     assert "kappa 0.582 >= 0.450" in text
     assert "max sigma1" in text

@@ -133,6 +133,7 @@ function drawTrajectories(state) {
   line(own, state, value, head);
   traces.push({ ...own, type: "scatter", mode: "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
     line: { color: css("--accent"), width: 3 }, marker: { size: 5 } });
+  const [low, high] = log ? [run.raw.values[metric].low, run.raw.values[metric].high] : [0, 1], few = high - low < Math.log(300);
   const loss = run.raw.loss, now = place(state, run.raw.steps[moment]), bottom = loss ? 0.34 : 0;
   if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
     text: loss.steps.map(String), hovertemplate: "step %{text}: loss %{y:.4g}<extra></extra>", line: { color: css("--quiet"), width: 1.2 } });
@@ -142,7 +143,7 @@ function drawTrajectories(state) {
   Plotly.react("trajectories", traces, layout({
     hovermode: "closest", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 40, b: 42 }, shapes,
     xaxis: stepAxis(state, { anchor: loss ? "y2" : "y" }),
-    yaxis: axis({ domain: [bottom, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? 1 : undefined, title: { text: label(metric) } }),
+    yaxis: axis({ domain: [bottom, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? few ? "D2" : 1 : undefined, title: { text: label(metric) } }),
     ...(loss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
   }), TOOLS);
 }

@@ -1,0 +1,31 @@
+"""``qkspec plot``: the command draws a saved report again."""
+
+from pathlib import Path
+
+import pytest
+
+from qkspec.analysis import Report
+from qkspec.cli import main
+from qkspec.reports.directory import write_directory
+
+
+def test_it_draws_into_a_folder(one_run: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = write_directory(one_run, tmp_path / "report", formats=())
+    assert main(["plot", str(report), "--out", str(tmp_path / "figures"), "--plot-format", "svg"]) == 0
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_its_own_plots_keep_the_report_whole(one_run: Report, tmp_path: Path) -> None:
+    report = write_directory(one_run, tmp_path / "report", formats=())
+    assert main(["plot", str(report)]) == 0
+    assert len(list((report / "plots").iterdir())) == 4
+    write_directory(one_run, report, formats=())  # still a report of ours, so it may be replaced
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["nowhere"], 3), (["--plot-format", "gif", "."], 2)])
+def test_what_is_no_report_is_refused(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", *arguments]) == code
