@@ -93,6 +93,14 @@ def rotary(row: Layout, config: Config, d_q: int, layer: int) -> Rotary | None:
     rule = row.rotary
     if rule is None or (rule.flag is not None and look_up(config, (rule.flag[0],)) != rule.flag[1]):
         return None
+    if (
+        rule.only is not None
+        and config.get("sliding_window") is not None
+        and _listed(config, "layer_types", layer) != rule.only
+    ):
+        return None
+    if _listed(config, "no_rope_layers", layer) in (0, False):
+        return None
     settings = rope_parameters(config, layer)
     theta = (
         number(settings, "rope_theta")
@@ -109,6 +117,12 @@ def rotary(row: Layout, config: Config, d_q: int, layer: int) -> Rotary | None:
     if even < 2:
         return None
     return Rotary(even, theta, rule.pairing, d_q - even if rule.end else 0)
+
+
+def _listed(config: Config, key: str, layer: int) -> object | None:
+    """Return a layer's entry in a list of the config, or None where there is none."""
+    values = config.get(key)
+    return values[layer] if isinstance(values, list) and layer < len(values) else None
 
 
 def yarn_factor(config: Config, layer: int) -> float:

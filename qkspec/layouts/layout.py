@@ -139,6 +139,7 @@ class RotaryRule:
         theta: base where the config is silent.
         end: whether the last coordinates rotate (latent attention) and not the first.
         flag: config (key, value) that must hold for the model to rotate at all.
+        only: the layer type that rotates, where a model with a sliding window leaves the others alone.
     """
 
     pairing: Literal["halves", "adjacent"] = "halves"
@@ -146,6 +147,7 @@ class RotaryRule:
     theta: float = 10_000.0
     end: bool = False
     flag: tuple[str, object] | None = None
+    only: str | None = None
 
 
 @dataclass(frozen=True)

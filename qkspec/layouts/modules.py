@@ -133,7 +133,9 @@ class Finder:
             config=claim.scope.config,
             roles={role: self.names[name] for role, name in parts.items()},
             remarks=row.remarks,
-            unknown=row.unknown + guessed + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1]),
+            unknown=row.unknown
+            + guessed
+            + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1]),
         )
 
     def _matrix(self, name: str, claim: Claim) -> tuple[int, ...]:

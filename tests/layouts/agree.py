@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from layouts.capture import Map
 
     from qkspec.checkpoints.store import Checkpoint
-    from qkspec.qk import Norm, QKLayer
+    from qkspec.qk import Norm, QKLayer, Rotary
 
 TOLERANCE = 1e-6
 
@@ -97,6 +97,30 @@ def check_layer(layer: QKLayer, truth: Map, *, norms: bool = True) -> None:
         assert layer.qk_norm is None or layer.qk_norm.kind == "l2", f"{where}: read a norm of q and k that did not run"
 
 
+def check_rotation(layer: QKLayer, rest: Map, turned: Map, offset: int) -> None:
+    """Assert that queries at a position and keys at position zero meet as the layer's rotary says."""
+    if any("rescaled" in line for line in layer.remarks):
+        return
+    theirs = forms(turned.wq, rest.wk)
+    mine = forms(rotated(affine(layer.q, layer.q_bias), layer.rotary, offset), affine(layer.k, layer.k_bias))
+    mine, theirs = mine * layer.scale, theirs * rest.factor[:, None, None]
+    np.testing.assert_allclose(
+        mine, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0, err_msg=f"{layer.name}: rotation"
+    )
+
+
+def rotated(q: np.ndarray, rotary: Rotary | None, position: int) -> np.ndarray:
+    """Return (heads, d_q, d) with every pair of coordinates turned by its own angle, one pair at a time."""
+    turned = q.copy()
+    for i in range(rotary.dims // 2 if rotary else 0):
+        angle = position * rotary.theta ** (-2 * i / rotary.dims)
+        first, second = (2 * i, 2 * i + 1) if rotary.pairing == "adjacent" else (i, i + rotary.dims // 2)
+        a, b = q[:, rotary.start + first], q[:, rotary.start + second]
+        turned[:, rotary.start + first] = a * np.cos(angle) - b * np.sin(angle)
+        turned[:, rotary.start + second] = a * np.sin(angle) + b * np.cos(angle)
+    return turned
+
+
 def positive_fraction(m: np.ndarray, d_q: int) -> float:
     """Return the share with positive real part among the d_q eigenvalues of largest size."""
     values = np.linalg.eigvals(m)
@@ -105,7 +129,7 @@ def positive_fraction(m: np.ndarray, d_q: int) -> float:
 
 
 def check_norm(layer: QKLayer, norm: Norm | None, natural: np.ndarray, role: str, where: str) -> None:
-    """Assert that undoing a norm's gain and bias on the module's real input leaves unit vectors (centred, for a LayerNorm)."""
+    """Assert that undoing a norm's gain and bias on the real input leaves unit vectors (centred, for a LayerNorm)."""
     if norm is None:
         assert any("input" in line or "keys" in line for line in layer.unknown) or layer.qk_norm is not None, (
             f"{where}: {role} is neither read nor unknown"

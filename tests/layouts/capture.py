@@ -166,7 +166,7 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 
 def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
-    """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q), x (batch, tokens, d)."""
+    """Return (samples, heads, d_q) from (batch, heads, tokens, d_q) or (batch * heads, tokens, d_q)."""
     batch, tokens = int(np.prod(x.shape[:-2])), x.shape[-2]
     q = q.detach()
     if q.ndim == 3 and x.ndim == 2 and q.shape[1] == tokens:

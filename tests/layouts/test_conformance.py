@@ -9,10 +9,24 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from layouts.agree import check_layer, layers_of, open_saved, pair_up  # noqa: E402
-from layouts.capture import regress, watching  # noqa: E402
+from layouts.agree import check_layer, check_rotation, layers_of, open_saved, pair_up  # noqa: E402
+from layouts.capture import Map, regress, watching  # noqa: E402
 from layouts.tiny import Case, build, filled, inputs  # noqa: E402
 from layouts.zoo import CASES  # noqa: E402
+
+OFFSET = 3
+
+
+def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
+    """Return what every attention module computes when all tokens stand at one position."""
+    fed = inputs(model, case)
+    if position:
+        fed["position_ids"] = torch.full_like(fed["input_ids"], position)
+    with torch.no_grad(), watching(model, still=case.still) as watch:
+        model(**fed)
+        for path, feed in case.also if not position else ():
+            model.get_submodule(path)(**filled(feed))
+    return [regress(caught, every=case.every) for caught in watch.caught.values()]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -24,18 +38,21 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     model = model.double().eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
+    # XGLM builds its mask's smallest number in the default dtype, which cannot hold that of float64.
     monkeypatch.setattr(torch, "finfo", lambda kind, plain=torch.finfo: plain(torch.float32))
-    with torch.no_grad(), watching(model, still=case.still) as watch:
-        model(**inputs(model, case))
-        for path, feed in case.also:
-            model.get_submodule(path)(**filled(feed))
-    maps = [regress(caught, every=case.every) for caught in watch.caught.values()]
+    maps = run(model, case)
     assert layers, "nothing was read"
     assert len(layers) + case.unread - case.unrun == len(maps), (
         f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
     )
-    for layer, truth in pair_up(layers, maps):
+    pairs = pair_up(layers, maps)
+    for layer, truth in pairs:
         check_layer(layer, truth, norms=case.norms)
+    if case.turn and any(layer.rotary for layer in layers) and "input_ids" in inputs(model, case):
+        turned = {found.path: found for found in run(model, case, position=OFFSET)}
+        for layer, truth in pairs:
+            if truth.path in turned:
+                check_rotation(layer, truth, turned[truth.path], OFFSET)
     record_property(
         "architecture", f"{case.name}: {sum(layer.heads for layer in layers)} heads in {len(layers)} modules"
     )

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 SIZES = {
-    32: """hidden_size d_model n_embd dim embed_dim encoder_hidden_size decoder_hidden_size emb_dim width word_embed_proj_dim
-        embedding_size hidden_dim projection_dim out_hidden_size encoder_embed_dim output_dim intermediate_size d_ff n_inner
-        encoder_ffn_dim decoder_ffn_dim ffn_dim mlp_dim moe_intermediate_size shared_expert_intermediate_size mlp_hidden_size
-        ffn_hidden_size decoder_intermediate_size intermediate_dim shared_intermediate_size d_inner lru_width""",
-    4: """num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads
-        decoder_num_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts qk_rope_head_dim patch_size
-        rotary_dim mamba_n_heads""",
-    2: """num_key_value_heads n_head_kv num_kv_heads num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers
-        num_decoder_layers decoder_num_hidden_layers depth num_experts_per_tok moe_top_k moe_k type_vocab_size""",
+    32: """hidden_size d_model n_embd dim embed_dim encoder_hidden_size decoder_hidden_size emb_dim width
+        word_embed_proj_dim embedding_size hidden_dim projection_dim out_hidden_size encoder_embed_dim
+        output_dim intermediate_size d_ff n_inner encoder_ffn_dim decoder_ffn_dim ffn_dim mlp_dim
+        moe_intermediate_size shared_expert_intermediate_size mlp_hidden_size ffn_hidden_size
+        decoder_intermediate_size intermediate_dim shared_intermediate_size d_inner lru_width""",
+    4: """num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads
+        attention_heads decoder_num_attention_heads num_experts num_local_experts n_routed_experts
+        moe_num_experts qk_rope_head_dim patch_size rotary_dim mamba_n_heads""",
+    2: """num_key_value_heads n_head_kv num_kv_heads num_hidden_layers n_layer num_layers n_layers encoder_layers
+        decoder_layers num_decoder_layers decoder_num_hidden_layers depth num_experts_per_tok moe_top_k moe_k
+        type_vocab_size""",
     16: "head_dim d_kv kv_channels attention_head_dim image_size",
     64: "max_position_embeddings n_positions max_seq_len max_source_positions max_target_positions n_ctx",
     96: "vocab_size",
@@ -49,6 +51,7 @@ class Case:
         batch: how many images or sounds are fed.
         also: parts of the model to run besides (their path and inputs), such as a vision tower.
         still: switch rotary position off, where no token stands at position zero.
+        turn: also compare with the queries at another position (rotary position).
         zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k).
         norms: False where the input norm differs between calls of shared weights.
     """
@@ -64,6 +67,7 @@ class Case:
     norms: bool = True
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
     still: bool = False
+    turn: bool = True
     zero: tuple[str, ...] = ()
     batch: int = 8
 
