@@ -107,6 +107,9 @@ def train(
     save_dtype: Annotated[
         str, typer.Option(help="float32 or bfloat16, of the weights in a checkpoint.", rich_help_panel=_OUT)
     ] = _D.save_dtype,
+    ring: Annotated[
+        int, typer.Option(help="Steps before a loss spike or crash to publish; 0: none.", rich_help_panel=_OUT)
+    ] = _D.ring,
     full_states: Annotated[
         int, typer.Option(help="Newest checkpoints to resume from; 0: none.", rich_help_panel=_OUT)
     ] = _D.full_states,

@@ -62,6 +62,7 @@ class TrainConfig:
     save_every: int = 100  # steps between checkpoints, beside the early ones
     keep: str = "all"  # all | attention: which weights a checkpoint holds (attention: q, k, v and the norm before them)
     save_dtype: str = "float32"  # float32 | bfloat16: of the weights in a checkpoint; the resume state stays exact
+    ring: int = 0  # steps before an alarm (loss spike, crash) whose weights join the sequence; 0 keeps none
     full_states: int = 2  # newest checkpoints that keep the state to resume from; 0: the run cannot be resumed
 
     def __post_init__(self) -> None:
@@ -123,6 +124,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval_batches": (1, 10**6),
     "probe_every": (0, 10**9),
     "save_every": (1, 10**9),
+    "ring": (0, 10_000),
     "full_states": (0, 1000),
 }
 

@@ -16,7 +16,7 @@ import torch
 
 import qkspec
 from qkspec.errors import InputError, OutputError, UsageError
-from qkspec.train import forensics, save
+from qkspec.train import alarm, forensics, save
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab, build
 from qkspec.train.loop import Step, train
@@ -167,9 +167,13 @@ def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
 
 def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
+    ring = alarm.Ring(lab.config.ring)
     with (folder / METRICS).open("a", encoding="utf-8") as metrics:
         for step in train(lab):
-            _append(metrics, row(step), folder)
+            why = ring.watch(lab, step)
+            _append(metrics, row(step) | ({"alarm": why} if why else {}), folder)
+            for past, tensors in ring.past() if why else ():
+                save.publish_past(lab, folder, past, tensors)
             if step.probe is not None:
                 _add_probe(folder, step)
             crashed = step.outcome != "ok"

@@ -43,13 +43,24 @@ def publish(lab: Lab, run: Path, last: Step) -> Path:
     Everything is written into a hidden sibling, synced to disk and renamed: a reader meets a whole checkpoint or none.
     OutputError when the disk is full or cannot be written; what was published before is then untouched.
     """
-    target = run / name_of(lab.step)
-    partial = run / f".{target.name}.partial-{os.getpid()}"
+    return _publish(lab, run / name_of(lab.step), weights(lab), last, resumable=lab.config.full_states > 0)
+
+
+def publish_past(lab: Lab, run: Path, past: Step, tensors: dict[str, Tensor]) -> None:
+    """Write the weights of an earlier step as a checkpoint without a resume state, unless that step has one already."""
+    if not (run / name_of(past.step)).exists():
+        _publish(lab, run / name_of(past.step), tensors, past, resumable=False)
+
+
+def _publish(lab: Lab, target: Path, tensors: dict[str, Tensor], last: Step, *, resumable: bool) -> Path:
+    run, partial = target.parent, target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()
-        _write(lab, partial, last)
+        _write(lab, partial, tensors, last)
+        if resumable:
+            _write_state(lab, partial / RESUME)
         for file in sorted(partial.iterdir()):
             _sync(file)
         _sync(partial)
@@ -113,31 +124,31 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write(lab: Lab, folder: Path, last: Step) -> None:
+def _write(lab: Lab, folder: Path, tensors: dict[str, Tensor], last: Step) -> None:
     config, module = lab.config, registry.module(lab.config.model)
-    tensors = kept = weights(lab)
     if config.keep == "attention":
-        kept = {name: tensor for name, tensor in tensors.items() if module.attention_weight(name, config)}
+        tensors = {name: tensor for name, tensor in tensors.items() if module.attention_weight(name, config)}
     if config.save_dtype == "bfloat16":
-        kept = {name: tensor.to(torch.bfloat16) for name, tensor in kept.items()}
-    exact = config.keep == "all" and config.save_dtype == "float32" and config.reparam == "none"
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, module.config_json(config) | {"dtype": config.save_dtype})
-    record = {"global_step": lab.step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
+    step = last.step if last.outcome == "ok" else lab.step  # a crash is of the step that was not made
+    record = {"global_step": step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
     record |= {"validation_loss": _number(last.validation), "learning_rate": last.lr, "data_sha256": lab.data.digest}
     write_json(folder / TRAINER, record | {"train_config": config.as_dict()})
-    if not config.full_states:
-        return
-    saved = {
-        "step": lab.step,
-        "weights": None if exact else lab.model.state_dict(),
-        "optimizer": lab.optimizer.state_dict(),
-    }
-    state.dump(saved, folder / RESUME)
+
+
+def _write_state(lab: Lab, path: Path) -> None:
+    config = lab.config
+    exact = config.keep == "all" and config.save_dtype == "float32" and config.reparam == "none"
+    weights_too = None if exact else lab.model.state_dict()
+    state.dump({"step": lab.step, "weights": weights_too, "optimizer": lab.optimizer.state_dict()}, path)
 
 
 def _retire(config: TrainConfig, run: Path) -> None:
     """Leave the resume state in the newest checkpoints only; an older one that was not due goes altogether."""
+    if not config.full_states:
+        return
     resumable = [(step, folder) for step, folder in checkpoints(run).items() if (folder / RESUME).is_file()]
     for step, folder in resumable[: -config.full_states]:
         if due(step, config):
