@@ -21,7 +21,7 @@ from qkspec.checkpoints.safetensors import MAX_DIMS, check_float, row_range
 from qkspec.checkpoints.store import Store
 from qkspec.checkpoints.torchfile import Tensor, TorchFile
 from qkspec.checkpoints.union import is_bare
-from qkspec.checkpoints.wrappers import WEIGHT_KEYS, is_decoy, strip_wrappers
+from qkspec.checkpoints.wrappers import WEIGHT_KEYS, is_decoy
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 
@@ -60,7 +60,7 @@ class DcpStore(Store):
         self._blobs: dict[str, Blob] = {}
         with closing(folder.blob(METADATA)) as blob:
             self._read = blob.size
-            self._tensors: dict[str, Sharded] = strip_wrappers(_read_metadata(blob))
+            self._tensors = _read_metadata(blob)
         if not self._tensors:
             _refuse(self._path, "lists no tensors of a model; give the directory that holds the model's state")
         files = {chunk.file for tensor in self._tensors.values() for chunk in tensor.chunks}

@@ -9,6 +9,7 @@ from qkspec.checkpoints.config import read_config
 from qkspec.checkpoints.files import Folder, LocalFolder
 from qkspec.checkpoints.formats import SAFETENSORS, Opened, Place, find_place, open_place
 from qkspec.checkpoints.names import is_temporary, is_trainer_state
+from qkspec.checkpoints.renamed import without_wrappers
 from qkspec.checkpoints.scaled import unscaled
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import CheckpointError
@@ -44,7 +45,7 @@ class Source:
             config = _config(
                 opened, place.folder, *(() if place.folder.path == self.folder.path else (self.folder.again(),))
             )
-            store = unscaled(opened.store, config, self.path)
+            store = unscaled(without_wrappers(opened.store), config, self.path)
         except BaseException:
             opened.store.close()
             raise

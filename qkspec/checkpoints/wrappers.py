@@ -77,7 +77,7 @@ def find_state(root: Any, path: str) -> State:
     config, config_key = _first_config(top)
     if key == "state_dict" and "pytorch-lightning_version" in top:
         tensors = _without_attribute(tensors)
-    return State(strip_wrappers(tensors), config, config_key in ARCHITECTURE_KEYS, find_step(top), key)
+    return State(tensors, config, config_key in ARCHITECTURE_KEYS, find_step(top), key)
 
 
 def children(value: Any) -> Mapping[Any, Any] | None:
@@ -193,6 +193,7 @@ def _first_config(top: Mapping[Any, Any]) -> tuple[Mapping[str, Any], str]:
 
 def _without_attribute(tensors: dict[str, Any]) -> dict[str, Any]:
     """Remove the name of the attribute under which a LightningModule holds its model, where all names share one."""
+    tensors = strip_wrappers(tensors)
     heads = {name.partition(".")[0] for name in tensors}
     rest = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     if len(heads) != 1 or any(not name or name.partition(".")[0].isdigit() for name in rest):

@@ -23,7 +23,7 @@ from qkspec.errors import InputError
 
 SCALE = int(os.environ.get("QKSPEC_FUZZ", "1"))
 FUZZ = settings(
-    max_examples=300 * SCALE,
+    max_examples=200 * SCALE,
     deadline=None,
     derandomize=SCALE == 1,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],

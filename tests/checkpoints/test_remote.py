@@ -48,6 +48,7 @@ class Web:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
+    pytest.importorskip("aiohttp")
     state = Web(tmp_path)
 
     class Handler(http.server.BaseHTTPRequestHandler):

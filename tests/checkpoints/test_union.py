@@ -112,3 +112,21 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "m" / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="1 of 2 shards are not there"):
         open_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_wrappers_leave_the_names_of_shards_and_single_files(tmp_path: Path, suffix: str) -> None:
+    names = ["module._orig_mod.a", "module._orig_mod.b"]
+    places = {}
+    for part, name in enumerate(names, 1):
+        file = f"model-{part:05}-of-00002.{suffix}"
+        tensors = {name: torch.full((2, 2), float(part))}
+        save_file(tensors, tmp_path / file) if suffix == "safetensors" else torch.save(tensors, tmp_path / file)
+        places[name] = file
+    (tmp_path / f"model.{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
+    store = open_checkpoint(tmp_path).store
+    assert list(store.names()) == ["a", "b"]
+    assert (store.shape("b"), store.dtype("b")) == ((2, 2), "float32")
+    np.testing.assert_array_equal(store.read("b", slice(0, 1)), np.full((1, 2), 2.0))
+    assert store.bytes_read is not None
+    store.close()
