@@ -94,14 +94,17 @@ def _largest(view: RunView, metric: str) -> str:
 def _run(view: RunView) -> Iterator[str]:
     yield f"## {code(view.name)}"
     yield ""
-    yield f"{inert(what_was_read(view), 1000)}  "
-    yield f"**{view.state.verdict}**: {inert(state_sentence(view))}  "
     row = view.first_turn()
     why = "" if row is None else f" ({inert(', '.join(reasons(view, row)))})"
-    yield f"First: {inert(turn_sentence(view))}{why}"
+    facts = [
+        inert(what_was_read(view), 1000),
+        f"**{view.state.verdict}**: {inert(state_sentence(view))}",
+        f"First: {inert(turn_sentence(view))}{why}",
+    ]
     for word, sentence in (("Surge", surge_sentence(view)), ("Loss", loss_sentence(view))):
         if sentence:
-            yield f"  \n{word}: {inert(sentence)}"
+            facts.append(f"{word}: {inert(sentence)}")
+    yield "  \n".join(facts)
     yield ""
     worst = view.worst()
     if worst:

@@ -39,6 +39,11 @@ SHOWN = (
     ("predicted_rank", "predicted map rank / T"),
     ("predicted_diagonal", "predicted diagonal mass"),
     ("predicted_columns", "predicted distinct columns / T"),
+    ("measured_entropy", "measured entropy / ln T"),
+    ("measured_rank", "measured map rank / T"),
+    ("measured_diagonal", "measured diagonal mass"),
+    ("measured_columns", "measured distinct columns / T"),
+    ("logit_bound", "bound on |logit| under QK-norm"),
     ("positive_fraction", "positive eigenvalues"),
 )
 
@@ -51,8 +56,7 @@ def page_data(report: Report, runs: Sequence[RunView]) -> Json:
         runs: the views to draw, at most MAX_RUNS.
     """
     meanings = {metric.name: metric.meaning for metric in METRICS}
-    measured = set(report.readings.metrics)
-    names = [(name, label) for name, label in SHOWN if name in measured]
+    names = [(name, label) for name, label in SHOWN if np.isfinite(report.readings.metric(name)).any()]
     flags: dict[str, int] = {}
     return {
         "verdicts": [
@@ -66,7 +70,7 @@ def page_data(report: Report, runs: Sequence[RunView]) -> Json:
             }
             for verdict in GRAVITY
         ],
-        "metrics": [{"name": name, "label": label, "meaning": meanings[name]} for name, label in names],
+        "metrics": [{"name": name, "label": label, "meaning": meanings.get(name, label)} for name, label in names],
         "limits": {"large": report.limits.freezing, "frozen": report.limits.certain},
         "runs": [_run(view, [name for name, _ in names], len(runs), flags) for view in runs],
         "flags": list(flags),

@@ -252,6 +252,9 @@ SHORT = {
     "predicted_entropy": "predicted entropy",
     "predicted_rank": "predicted map rank",
     "predicted_diagonal": "predicted diagonal",
+    "measured_entropy": "measured entropy",
+    "measured_rank": "measured map rank",
+    "measured_diagonal": "measured diagonal",
 }
 SIGNS = {"<=": "≤", ">=": "≥"}
 _AGAINST = {"≤": ">", "≥": "<"}

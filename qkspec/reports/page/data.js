@@ -61,7 +61,7 @@ class Run {
   // Heads gravest first, and of one verdict the largest κ first.
   byGravity(moment) {
     const heads = [...Array(this.heads).keys()].filter((head) => this.code(moment, head) !== ABSENT);
-    const size = (head) => { const x = this.value("freezing_ratio", moment, head); return Number.isFinite(x) ? x : -1; };
+    const size = (head) => { const x = this.raw.values.freezing_ratio ? this.value("freezing_ratio", moment, head) : NaN; return Number.isFinite(x) ? x : -1; };
     return heads.sort((a, b) => this.code(moment, a) - this.code(moment, b) || size(b) - size(a) || a - b);
   }
 }

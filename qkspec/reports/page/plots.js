@@ -113,7 +113,7 @@ function chosenHeads(run) {
 }
 
 function drawTrajectories(state) {
-  const { run, moment, head } = state, metric = state.metric === "verdict" ? "freezing_ratio" : state.metric;
+  const { run, moment, head } = state, metric = state.metric === "verdict" ? DATA.metrics[0].name : state.metric;
   const groups = new Map(), log = run.isLog(metric), turns = { x: [], y: [], customdata: [], text: [] };
   const value = (m, h) => { const x = run.value(metric, m, h); return Number.isFinite(x) && !(log && x <= 0) ? x : null; };
   for (const h of chosenHeads(run)) {
@@ -194,8 +194,11 @@ function drawSpectrum(state) {
 
 function drawIndices(state) {
   const { run, head, moment } = state, x = run.raw.steps.map((step) => place(state, step));
-  const kinds = [["predicted_entropy", "entropy / ln T", "solid"], ["predicted_rank", "rank / T", "dash"],
-    ["predicted_diagonal", "diagonal", "dot"], ["predicted_columns", "columns / T", "dashdot"]].filter(([name]) => run.raw.values[name]);
+  const measured = run.raw.values.measured_entropy && run.raw.steps.some((_, m) => Number.isFinite(run.value("measured_entropy", m, head)));
+  const source = measured ? "measured" : "predicted";
+  document.getElementById("indices-title").textContent = measured ? "Measured attention map" : "Predicted attention map";
+  const kinds = [["entropy", "entropy / ln T", "solid"], ["rank", "rank / T", "dash"], ["diagonal", "diagonal", "dot"], ["columns", "columns / T", "dashdot"]]
+    .map(([name, ...rest]) => [`${source}_${name}`, ...rest]).filter(([name]) => run.raw.values[name]);
   const colours = isDark() ? ["#6cb6ff", "#ff9e64", "#2fc39b", "#e08fbd"] : ["#0072b2", "#d55e00", "#009e73", "#a8487e"];
   const traces = kinds.map(([name, text, dash], i) => ({
     type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: text, x, y: run.raw.steps.map((_, m) => { const y = run.value(name, m, head); return Number.isFinite(y) ? y : null; }),
