@@ -29,11 +29,11 @@ def train(
         str,
         typer.Option(
             help="Named settings, under the options given: gpt-demo, vit-demo, gpt2, gpt2-medium, gpt2-large, vit-s, "
-            "vit-b, vit-l, vit-g.",
+            "vit-b, vit-l, vit-g, swin-demo, swin-s, swin-b.",
             rich_help_panel=_MODEL,
         ),
     ] = "",
-    model: Annotated[str, typer.Option(help="gpt or vit.", rich_help_panel=_MODEL)] = _D.model,
+    model: Annotated[str, typer.Option(help="gpt, vit or swin.", rich_help_panel=_MODEL)] = _D.model,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=_MODEL)] = _D.layers,
     heads: Annotated[int, typer.Option(help="Attention heads a block.", rich_help_panel=_MODEL)] = _D.heads,
     width: Annotated[int, typer.Option(help="Model dimensions d.", rich_help_panel=_MODEL)] = _D.width,
@@ -44,6 +44,8 @@ def train(
     mlp: Annotated[int, typer.Option(help="Inner width of the ViT's MLP; 0: 4 d.", rich_help_panel=_MODEL)] = _D.mlp,
     image_size: Annotated[int, typer.Option(help="Pixels a side.", rich_help_panel=_MODEL)] = _D.image_size,
     patch: Annotated[int, typer.Option(help="Pixels a side of a patch.", rich_help_panel=_MODEL)] = _D.patch,
+    stages: Annotated[str, typer.Option(help="Blocks a stage of a Swin.", rich_help_panel=_MODEL)] = _D.stages,
+    window: Annotated[int, typer.Option(help="Tokens a side of its windows.", rich_help_panel=_MODEL)] = _D.window,
     channels: Annotated[int, typer.Option(help="Of an image: 1 or 3.", rich_help_panel=_MODEL)] = _D.channels,
     classes: Annotated[int, typer.Option(help="Of images.", rich_help_panel=_MODEL)] = _D.classes,
     norm: Annotated[str, typer.Option(help="layer or rms.", rich_help_panel=_MODEL)] = _D.norm,

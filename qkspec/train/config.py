@@ -24,7 +24,9 @@ class TrainConfig:
     vocab: int = 256  # token ids (GPT); 256 is bytes
     mlp: int = 0  # inner width of the MLP (ViT); 0 is 4 width
     image_size: int = 8  # pixels a side (ViT)
-    patch: int = 2  # pixels a side of a patch; divides image_size
+    patch: int = 2  # pixels a side of a patch (ViT, Swin); divides image_size
+    stages: str = "2,2"  # blocks in each stage (Swin); width and heads double from one to the next
+    window: int = 2  # tokens a side of an attention window (Swin)
     channels: int = 1  # of an image: 1 or 3
     classes: int = 10  # of images
     norm: str = "layer"  # layer | rms
@@ -104,6 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "mlp": (0, 1_048_576),
     "image_size": (1, 8192),
     "patch": (1, 8192),
+    "window": (1, 1024),
     "channels": (1, 3),
     "classes": (2, 1_000_000),
     "batch": (1, 65_536),

@@ -31,6 +31,8 @@ _GPT |= {"weight_decay": 0.1, "clip": 1.0, "tau": 0.01, "context": 1024, "save_e
 _VIT = {"model": "vit", "image_size": 224, "patch": 16, "channels": 3, "classes": 1000, "dtype": "bfloat16"}
 _VIT |= {"init": "xavier", "beta1": 0.9, "beta2": 0.99, "lr": 1e-3, "final_lr": 0.0, "batch": 128, "accumulate": 8}
 _VIT |= {"steps": 187_650, "save_every": 5000, "eval_every": 1251}  # 150 epochs of 1,281,167 images, 1,024 a step
+_SWIN = _VIT | {"model": "swin", "patch": 4, "stages": "2,2,18,2", "window": 7, "tau": 0.004, "weight_decay": 0.05}
+_SWIN |= {"beta2": 0.999, "steps": 375_300}  # 300 epochs, as Swin's own code
 
 
 def _gpt(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
@@ -56,6 +58,11 @@ PRESETS: tuple[Preset, ...] = (
     Preset("vit-l", "ViT-L/16 (paper)", _vit(24, 16, 1024, tau=0.003, weight_decay=0.1)),
     Preset("vit-g", "ViT-g/14: 40 layers, d 1408, MLP 6144 (paper)",
            _vit(40, 16, 1408, mlp=6144, patch=14, tau=0.003, weight_decay=0.1)),
+    Preset("swin-demo", "a Swin on scikit-learn's digits, a minute on a CPU",
+           {"model": "swin", "data": "digits", "width": 32, "heads": 2, "patch": 1, "stages": "2,4", "window": 4,
+            "batch": 32, "weight_decay": 0.05, "beta2": 0.99, "tau": 0.004}),
+    Preset("swin-s", "Swin-S (paper)", _SWIN | {"heads": 3, "width": 96}),
+    Preset("swin-b", "Swin-B (paper)", _SWIN | {"heads": 4, "width": 128}),
 )  # fmt: skip
 
 

@@ -46,12 +46,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two projections with a GELU between, four times as wide inside."""
+    """Two projections with a GELU between."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp or 4 * config.width)
-        self.fc2 = nn.Linear(config.mlp or 4 * config.width, config.width)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, tokens, d)."""
@@ -67,7 +67,7 @@ class Block(nn.Module):
         self.norm1 = norm(config)
         self.attn = Attention(config)
         self.norm2 = norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.width, config.mlp or 4 * config.width)
         self.post = config.norm_position == "post"
 
     def forward(self, x: Tensor) -> Tensor:
