@@ -11,7 +11,7 @@ import numpy as np
 from qkspec.analysis import SCHEMA, Report
 from qkspec.metrics import star
 from qkspec.readings import plain
-from qkspec.reports.view import RunView, evidence, views
+from qkspec.reports.view import RunView, against_baseline, evidence, views
 from qkspec.theorem import GRAVITY, Condition, Verdict
 
 KIND = "qkspec report"
@@ -175,9 +175,16 @@ def _first(view: RunView) -> Json | None:
 
 
 def _heads(report: Report, troubled: list[tuple[RunView, int]]) -> list[Json]:
-    conditions = _evidence(report, [row for _, row in troubled])
+    rows = [row for _, row in troubled]
+    conditions, bands = _evidence(report, rows), against_baseline(report, rows)
     return [
-        {**_head(report, row), "since_step": _since(view, row), "evidence": conditions[row], "flags": _flags(view, row)}
+        {
+            **_head(report, row),
+            "since_step": _since(view, row),
+            "evidence": conditions[row],
+            "flags": _flags(view, row),
+            "baseline": [condition_document(c) for c in bands.get(row, ())],
+        }
         for view, row in troubled
     ]
 

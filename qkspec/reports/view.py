@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from qkspec import theorem
 from qkspec.analysis import CheckpointFacts, Report
 from qkspec.courses import Flag
 from qkspec.judging import Story
-from qkspec.readings import NO_STEP
+from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import GRAVITY, Condition, Verdict
 from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
 
@@ -271,19 +271,34 @@ def condition_text(condition: Condition) -> str:
 
 def reasons(view: RunView, row: int) -> list[str]:
     """Return the conditions that a head's verdict rests on: those that hold, or could not be measured."""
-    return [condition_text(c) for c in view.report.evidence(row) if c.holds is not False]
+    conditions = [c for c in view.report.evidence(row) if c.holds is not False]
+    beyond = [c for c in view.report.against_baseline(row) if c.holds]
+    return [condition_text(c) for c in conditions] + [f"{condition_text(c)} ({c.name})" for c in beyond]
 
 
 def evidence(report: Report, rows: Sequence[int]) -> dict[int, tuple[Condition, ...]]:
     """Return the conditions behind several rows' verdicts, cutting those rows out of the table once."""
-    chosen = np.unique(np.asarray(rows, dtype=np.int64))
-    mask = np.zeros(len(report.readings), dtype=bool)
-    mask[chosen] = True
-    few = report.readings.where(mask)
+    chosen, few = _cut(report, rows)
     return {
         int(row): theorem.evidence(few, report.limits, i, float(report.random_rank[row]))
         for i, row in enumerate(chosen)
     }
+
+
+def against_baseline(report: Report, rows: Sequence[int]) -> dict[int, tuple[Condition, ...]]:
+    """Return how several rows lie to the bands of the baseline, cutting those rows out of the table once."""
+    if report.bands is None:
+        return {}
+    chosen, few = _cut(report, rows)
+    small = replace(report, readings=few)
+    return {int(row): small.against_baseline(i) for i, row in enumerate(chosen)}
+
+
+def _cut(report: Report, rows: Sequence[int]) -> tuple[Rows, Readings]:
+    chosen = np.unique(np.asarray(rows, dtype=np.int64))
+    mask = np.zeros(len(report.readings), dtype=bool)
+    mask[chosen] = True
+    return chosen, report.readings.where(mask)
 
 
 def number(value: float) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -117,3 +118,19 @@ def dead(report: Report) -> Report:
     return assemble(
         Readings(columns), report.applicable, report.limits, checkpoints=report.checkpoints, skipped={}, spectra=spectra
     )
+
+
+def test_an_svg_holds_no_name_that_could_act(
+    two_runs: Report, rename: Callable[[Report, str], Report], tmp_path: Path
+) -> None:
+    import re
+
+    name = "--><script>alert(1)</script><a href='x'>]]>&\x1b"
+    for path in draw_into(rename(two_runs, name), tmp_path, plot_format="svg"):
+        root = ET.fromstring(path.read_text(encoding="utf-8"))  # well-formed
+        assert not {
+            tag
+            for element in root.iter()
+            if (tag := re.sub(r"{.*}", "", element.tag)) in ("script", "a", "foreignObject")
+        }
+        assert "\x1b" not in path.read_text(encoding="utf-8")

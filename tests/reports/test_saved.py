@@ -255,3 +255,17 @@ def test_a_csv_of_nonsense_never_raises_anything_else(
     except InputError:
         return
     assert len(readings) == len(applicable)
+
+
+def test_heads_outside_a_baseline_say_so(two_runs: Report) -> None:
+    from qkspec.baseline import Bands
+    from qkspec.reports.jsonfile import document
+    from qkspec.reports.view import RunView, reasons
+
+    healthy = two_runs.readings.where(two_runs.readings["run"] == "sound")
+    report = replace(two_runs, bands=Bands.of(healthy, "healthy run"))
+    head = document(report)["heads"][0]
+    assert {c["metric"] for c in head["baseline"] if c["holds"]} >= {"sigma1", "freezing_ratio"}
+    view = RunView.of(report, "lost")
+    assert any("outside the band of healthy run" in reason for reason in reasons(view, view.worst()[0]))
+    assert document(two_runs)["heads"][0]["baseline"] == []
