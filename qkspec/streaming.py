@@ -55,9 +55,12 @@ def measure_runs(runs: Iterable[Run], settings: Settings) -> Iterator[Measured |
     Each is yielded, and written to the cache, as soon as it is done, so that an analysis that is killed goes on there
     when it is started again.
     """
+    runs = tuple(runs)
+    for run in runs:
+        for path, reason in run.skipped.items():  # a folder that cannot be listed may hide checkpoints: never passed over
+            yield Skipped(run.name, path, reason)
     pairs = [(run.name, source) for run in runs for source in run.sources]
-    stream = _Stream(pairs, settings)
-    yield from stream.results()
+    yield from _Stream(pairs, settings).results()
 
 
 def measure_source(run: str, source: Source, settings: Settings) -> Measured | Skipped:

@@ -28,7 +28,9 @@ from qkspec.cli.options import (
     Paths,
     Quiet,
     RayAddress,
+    Revisions,
     Sizes,
+    Verbose,
     Workers,
 )
 
@@ -71,7 +73,9 @@ def analyze(
         OutputFormat, typer.Option("--format", help="Of what goes to stdout.")
     ] = OutputFormat.TABLE,
     plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf, for -o.")] = "png",
+    revisions: Revisions = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Measure every head of every checkpoint, judge them by Theorem 1, and print the summary."""
@@ -83,9 +87,9 @@ def analyze(
     flags = Flags(
         sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
-        offsets=offsets, activations=activations,
+        offsets=offsets, activations=activations, revisions=revisions,
     )  # fmt: skip
-    report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress)
+    report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose)
     if baseline is not None:
         report = replace(report, bands=load_bands(baseline, 2.0 if margin is None else margin))
     if out is not None:
@@ -99,12 +103,14 @@ def show(report: "Report", output_format: OutputFormat) -> None:
     """Print a report to stdout in one of the formats."""
     if output_format is OutputFormat.TABLE:
         from rich.console import Console
+        from rich.text import Text
 
         from qkspec.reports.table import render
 
-        render(report, Console())
+        console = Console(highlight=False)
+        render(report, console)
         for line in further_lines(report):
-            print(clean(line, 500))  # noqa: T201 - the command's result
+            console.print(Text(clean(line, 500)))
         return
     if output_format is OutputFormat.JSON:
         from qkspec.reports.jsonfile import write

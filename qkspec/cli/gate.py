@@ -27,6 +27,8 @@ from qkspec.cli.options import (
     Paths,
     Quiet,
     RayAddress,
+    Revisions,
+    Verbose,
     Workers,
 )
 
@@ -90,7 +92,9 @@ def gate(
     ray_address: RayAddress = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    revisions: Revisions = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Exit 0 when every threshold holds, 1 when one is crossed, 3 when something could not be measured.
@@ -111,11 +115,11 @@ def gate(
     rules = policy(given, written, where if policy_file is None else str(policy_file))
     flags = Flags(
         None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
-        device, engine, ray_address, cache, no_cache, activations=activations,
+        device, engine, ray_address, cache, no_cache, activations=activations, revisions=revisions,
     )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None
-    report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, s=size)
+    report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, verbose=verbose, s=size)
     outcome = check(report, rules, bands)
     write_files(report, outcome, junit=junit, sarif=sarif, markdown=markdown)
     show(outcome, rules)

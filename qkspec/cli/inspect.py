@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.options import LayoutFile, NumHeads, NumKvHeads, Paths
+from qkspec.cli.options import LayoutFile, NumHeads, NumKvHeads, Paths, Revisions
 
 if TYPE_CHECKING:
     from qkspec.checkpoints.sequence import Source
@@ -20,6 +20,7 @@ def inspect(
     num_heads: NumHeads = None,
     num_kv_heads: NumKvHeads = None,
     layout: LayoutFile = None,
+    revisions: Revisions = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why."""
@@ -29,7 +30,7 @@ def inspect(
     custom = _custom(layout)
     runs = []
     problems = 0
-    for run in find_runs(paths):
+    for run in find_runs(paths, revisions=revisions or ""):
         entries: list[dict[str, Any]] = []
         for source in run.sources:
             try:
@@ -37,7 +38,7 @@ def inspect(
             except QkspecError as error:
                 problems += 1
                 entries.append({"checkpoint": source.name, "step": source.step, "problem": str(error)})
-        runs.append({"run": run.name, "checkpoints": entries, "skipped": dict(run.ignored)})
+        runs.append({"run": run.name, "checkpoints": entries, "skipped": {**run.skipped, **run.ignored}})
     single = sum(len(run["checkpoints"]) for run in runs) == 1
     if single and problems:
         raise InputError(next(entry["problem"] for run in runs for entry in run["checkpoints"]))

@@ -21,6 +21,7 @@ def measure(
     *,
     quiet: bool,
     progress: bool,
+    verbose: bool = False,
     s: int | None = None,
 ) -> Report:
     """Measure what the paths name, or read it from a saved report directory.
@@ -32,6 +33,7 @@ def measure(
         where: its name.
         quiet: no warnings.
         progress: a bar on a terminal.
+        verbose: say what was passed over on purpose.
         s: one more s of SEC that is needed, for a gate on it.
 
     Raises:
@@ -45,7 +47,11 @@ def measure(
         if len(paths) > 1:
             raise UsageError(f"{saved[0]}: a saved report is given alone, not beside other paths")
         return _saved(saved[0], chosen)
-    return judge(bars.measured(find_runs(paths), chosen, quiet=quiet, progress=progress), chosen)
+    runs = find_runs(paths, revisions=flags.revisions or "")
+    for run in runs if verbose else ():
+        for path, reason in run.ignored.items():
+            bars.say(f"{path} passed over: {reason}")
+    return judge(bars.measured(runs, chosen, quiet=quiet, progress=progress), chosen)
 
 
 def load_bands(path: str, margin: float) -> Bands:

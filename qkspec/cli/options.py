@@ -118,5 +118,16 @@ Baseline = Annotated[
 Margin = Annotated[
     float | None, typer.Option("--margin", help="How far outside --baseline's bands: a factor. Default: 2.")
 ]
+Revisions = Annotated[
+    str | None,
+    typer.Option(
+        "--revisions",
+        help="Which revisions of a hub repository or its cache are the run: a pattern such as 'step*'.",
+        rich_help_panel=_MEASURE,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.", rich_help_panel=_OUTPUT)]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.", rich_help_panel=_OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say what was passed over on purpose.", rich_help_panel=_OUTPUT)
+]

@@ -31,7 +31,12 @@ def measured(
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
-    print(f"warning: {clean(message, limit=1000)}", file=sys.stderr)  # noqa: T201 - stderr is where warnings go
+    say(f"warning: {message}")
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    print(clean(message, limit=1000), file=sys.stderr)  # noqa: T201 - stderr is where warnings go
 
 
 def _bar(results: Iterable["Measured | Skipped"], total: int) -> Iterator["Measured | Skipped"]:

@@ -42,6 +42,7 @@ class Flags:
     keep_spectra: bool = False
     offsets: str | None = None
     activations: str | None = None
+    revisions: str | None = None
 
 
 def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
