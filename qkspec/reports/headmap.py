@@ -28,7 +28,7 @@ def draw_map(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
         hidden, rows = len(rows) - len(shown), shown
     if not rows:
         return
-    margin = max(len(label) for label, _ in rows) + 2
+    margin = max(len(label) for label, _ in rows) + 4
     most = max(len(verdicts) for _, verdicts in rows)
     gap = " " if margin + 2 * most <= width else ""
     room = max((width - margin) // (1 + len(gap)), 1)

@@ -25,6 +25,12 @@ class Look:
     dark: str
     marker: str
 
+    @property
+    def word(self) -> str:
+        """The rich style of the verdict as a word in a line: the map's ground as the letters' colour."""
+        ground = self.terminal.partition(" on ")[2]
+        return f"bold {ground}" if ground else self.terminal
+
 
 LOOKS = {
     Verdict.BROKEN: Look("X", "bold white on magenta", "#000000", "#ffffff", "x"),

@@ -59,6 +59,7 @@ def _run(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     yield Text("")
     yield from _worst(view, glyphs, width)
     yield from _counts(view, width)
+    yield Text("")
     yield from draw_map(view, glyphs, width)
     yield from _notes(view, glyphs, width)
     yield Text("")
@@ -106,7 +107,7 @@ def _worst(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
         style = "dim" if row is None else ""
         line = Text("  ")
         for need, cells in columns:
-            word_style = LOOKS[view.verdict(row)].terminal if row is not None and need == 1 else style
+            word_style = LOOKS[view.verdict(row)].word if row is not None and need == 1 else style
             text = cells[i].rstrip()
             line.append(text, word_style).append(cells[i][len(text) :] + "  ")
         line.rstrip()
@@ -162,7 +163,7 @@ def _counts(view: RunView, width: int) -> Iterator[Text]:
 
 
 def _count_style(verdict: Verdict) -> str:
-    return "" if verdict in QUIET else LOOKS[verdict].terminal
+    return "" if verdict in QUIET else LOOKS[verdict].word
 
 
 def _notes(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:

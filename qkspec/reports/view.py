@@ -225,9 +225,13 @@ def loss_sentence(view: RunView) -> str:
         "rose": "rose above its best and stayed there",
         "parted": f"stayed above that of {trouble.reference}",
     }.get(trouble.kind, trouble.kind)
-    words = {"surge": "the surge", "crossing": "a quarter of the heads", "malignant": "the first malignant head"}
+    words = {
+        "surge": "the surge",
+        "crossing": "a quarter of the heads concentrated and large",
+        "malignant": "the first malignant head",
+    }
     leads = [
-        f"{words.get(name, name)} came {_steps(lead)} {'before' if lead >= 0 else 'after'}"
+        f"{words.get(name, name)} {_steps(lead)} {'before' if lead >= 0 else 'after'} that"
         for name, lead in view.story.leads.items()
     ]
     return f"from step {trouble.step} on it {what}" + (f"; {', '.join(leads)}" if leads else "")

@@ -55,10 +55,10 @@ def test_the_lead_is_told(with_losses: Report) -> None:
     assert loss_sentence(sound) == "it did not go wrong for good"
     sentence = loss_sentence(lost)
     lead = with_losses.stories["lost"].leads["malignant"]
-    assert f"the first malignant head came {lead} steps before" in sentence
+    assert f"the first malignant head {lead} steps before that" in sentence
     out = io.StringIO()
     markdown.write(with_losses, out)
-    assert "the first malignant head came" in out.getvalue()
+    assert "the first malignant head" in out.getvalue()
 
 
 def test_no_loss_is_no_sentence(two_runs: Report) -> None:
