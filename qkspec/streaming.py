@@ -57,7 +57,7 @@ def measure_runs(runs: Iterable[Run], settings: Settings) -> Iterator[Measured |
     """
     runs = tuple(runs)
     for run in runs:
-        for path, reason in run.skipped.items():  # a folder that cannot be listed may hide checkpoints: never passed over
+        for path, reason in run.skipped.items():  # a folder that cannot be listed may hide checkpoints
             yield Skipped(run.name, path, reason)
     pairs = [(run.name, source) for run in runs for source in run.sources]
     yield from _Stream(pairs, settings).results()

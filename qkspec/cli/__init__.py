@@ -91,7 +91,7 @@ def _run(argv: Sequence[str] | None, *, debug: bool) -> int:  # noqa: PLR0911 - 
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        # The parser turns a broken pipe into exit code 1. The reader of stdout went away. Python would complain once more when it flushes at exit.
+        # The reader of stdout went away, which the parser turns into exit code 1; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except OSError as error:

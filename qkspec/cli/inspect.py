@@ -28,7 +28,7 @@ def inspect(
     from qkspec.errors import InputError, QkspecError
 
     custom = _custom(layout)
-    runs = []
+    runs: list[dict[str, Any]] = []
     problems = 0
     for run in find_runs(paths, revisions=revisions or ""):
         entries: list[dict[str, Any]] = []
