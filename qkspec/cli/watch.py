@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qkspec.watch import Moment
 
 ALERT_SECONDS = 60
+STDERR = 2  # an alert's output is no result
 SHOWN = 8  # heads named on a line
 
 
@@ -130,7 +131,7 @@ def _ring(command: list[str] | None, facts: Mapping[str, Any]) -> None:
     try:
         done = subprocess.run(
             command, env=os.environ | variables, timeout=ALERT_SECONDS, check=False, stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=STDERR,
         )  # fmt: skip
         problem = f"ended with status {done.returncode}" if done.returncode else ""
     except subprocess.TimeoutExpired:

@@ -1,0 +1,203 @@
+"""watch, compare, audit, simulate, explain and the files of gate, as a user runs them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qkspec.cli import COMMANDS, main
+from qkspec.cli.explain import terms
+
+ROOT = Path(__file__).parents[2]
+LOST, SOUND = str(ROOT / "sample_ckpts" / "adamw-no-warmup"), str(ROOT / "sample_ckpts" / "adamw2")
+
+
+def say(capsys, *arguments, code=0):
+    assert main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A run of four checkpoints: sound, sound, warned, lost."""
+    for step in ("000000", "000020", "000040", "000060"):
+        shutil.copytree(Path(LOST) / f"step-{step}", tmp_path / "run" / f"step-{step}")
+    return tmp_path / "run"
+
+
+def test_watch_ends_at_the_verdict_that_it_waits_for(short, capsys):
+    out = say(capsys, "watch", short, "--every", "0.1", "--until-verdict", "warned").splitlines()
+    assert len(out) == 3
+    assert "step 40" in out[2]
+    assert "warned" in out[2]
+    assert "turned: transformer.h.0.attn head 0 malignant" in out[2]
+
+
+def test_watch_ends_when_nothing_comes_any_more(short, capsys):
+    out = say(capsys, "watch", short, "--every", "0.1", "--until-idle", "0.3", "--format", "json").splitlines()
+    moments = [json.loads(line) for line in out]
+    assert [m["step"] for m in moments] == [0, 20, 40, 60]
+    assert moments[-1]["verdict"] == "lost"
+    assert moments[-1]["counts"]["malignant"] == 5
+    assert {"module", "head", "before", "after"} == set(moments[-1]["turns"][0])
+
+
+def test_an_alert_is_run_without_a_shell_and_told_the_facts(short, tmp_path, capsys):
+    script = tmp_path / "alert.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "facts = {k: v for k, v in os.environ.items() if k.startswith('QKSPEC_')}\n"
+        f"open({str(tmp_path / 'told')!r}, 'a').write(json.dumps([sys.argv[1:], facts]) + '\\n')\n"
+    )
+    command = f"{sys.executable} {script} '$(touch {tmp_path / 'shell'})' ;"
+    say(capsys, "watch", short, "--every", "0.1", "--until-verdict", "lost", "--on-alert", command)
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [facts["QKSPEC_STEP"] for _, facts in told] == ["40", "60"]
+    assert told[0][0] == [f"$(touch {tmp_path / 'shell'})", ";"]
+    assert not (tmp_path / "shell").exists()
+    assert told[0][1]["QKSPEC_VERDICT"] == "warned"
+    assert json.loads(told[0][1]["QKSPEC_COUNTS"])["malignant"] == 1
+
+
+def test_an_alert_that_fails_is_a_warning(short, capsys):
+    for command, said in (("no-such-command-here", "could not be started"), ("false", "status 1")):
+        assert main(["watch", str(short), "--every", "0.1", "--until-verdict", "warned", "--on-alert", command]) == 0
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--until-verdict", "awful"], ["--on-alert", ""], ["--on-alert", "'"], ["--every", "0"], ["--limit", "x=1"]],
+)
+def test_watch_refuses_what_makes_no_sense(wrong, short, capsys):
+    assert main(["watch", str(short), *wrong]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_watch_ends_when_told(short, sent, code):
+    command = [sys.executable, "-m", "qkspec", "watch", str(short), "--every", "0.2"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "step 0" in process.stdout.readline()
+        time.sleep(0.2)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in err
+
+
+def test_compare_as_text_and_as_json(capsys):
+    text = say(capsys, "compare", LOST, SOUND, "-q")
+    assert "median sigma1 parts for good at step 2" in text
+    assert "8 malignant in A and healthy in B" in text
+    assert "the loss of adamw-no-warmup parted from the other's at step" in text
+    found = json.loads(say(capsys, "compare", LOST, SOUND, "-q", "--format", "json"))
+    assert found["parted"] == {"step": 2, "metric": "sigma1"}
+    assert found["verdicts"] == [{"a": "malignant", "b": "healthy", "heads": 8}]
+    assert len(found["tracks"][0]["a"]) == len(found["steps"]) == 13
+
+
+def test_compare_takes_a_saved_report_and_refuses_several_runs(tmp_path, capsys):
+    say(capsys, "analyze", SOUND, "-o", tmp_path / "saved", "-q")
+    assert "parts for good" in say(capsys, "compare", LOST, tmp_path / "saved", "-q")
+    assert main(["compare", str(ROOT / "sample_ckpts"), SOUND, "-q"]) == 2
+    assert "2 runs" in capsys.readouterr().err
+
+
+def test_audit_as_text_and_as_json(capsys):
+    text = say(capsys, "audit", LOST, "--tau", "0.004")
+    assert "AdamW2 at tau 0.004 would have cut" in text
+    assert "no change proves a step" in say(capsys, "audit", SOUND, "--tau", "0.004", "--layers", "0")
+    found = json.loads(say(capsys, "audit", LOST, "--format", "json", "--terms", "all"))
+    assert found["increments"][0]["bound"] is True
+    assert {"module", "W_q", "W_k", "W_v", "W_q'W_k", "gamma_1", "beta_1"} <= set(found["terms"][0]["blocks"][0])
+    assert main(["audit", str(ROOT / "sample_ckpts")]) == 2
+    assert main(["audit", str(Path(LOST) / "step-000000")]) == 3
+    assert main(["audit", LOST, "--tau", "0"]) == 2
+
+
+def test_simulate_prints_draws_and_refuses(tmp_path, capsys):
+    text = say(capsys, "simulate", "--d", "96", "--d-q", "16", "--tokens", "40", "-o", tmp_path / "modes.png")
+    assert [line.split()[1:] for line in text.splitlines() if line.startswith("verdict")] == [
+        ["healthy", "malignant", "benign"]
+    ]
+    assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(say(capsys, "simulate", "--as-printed", "--format", "json"))
+    assert [mode["verdict"] for mode in found["modes"]] == ["sharp", "malignant", "benign"]
+    for wrong in (["--kappa", "nan"], ["--as-printed", "--kappa", "1"], ["--d-q", "9", "--d", "8"], ["-o", "x.bmp"]):
+        assert main(["simulate", *wrong]) == 2
+    assert main(["simulate", "-o", str(tmp_path / "none" / "x.png")]) == 4
+
+
+def test_every_term_is_explained_in_a_sentence(capsys):
+    for name, text in terms().items():
+        assert len(text) >= 10, name
+        assert say(capsys, "explain", name).startswith(f"{name}: ")
+    listed = say(capsys, "explain")
+    assert all(name in listed for name in terms())
+
+
+def test_what_a_report_and_a_policy_hold_can_be_looked_up():
+    from dataclasses import fields
+
+    from qkspec.metrics import names
+    from qkspec.policy import Policy
+    from qkspec.theorem import Limits, Verdict
+
+    known = terms()
+    wanted = {*names((1, 2, 4, 8), activations=True), *(v.value.replace(" ", "_") for v in Verdict)}
+    wanted |= {f"limit_{f.name}" for f in fields(Limits)} | {f.name for f in fields(Policy)}
+    assert wanted <= set(known)
+    assert all(known[f"limit_{f.name}"].split(": ", 1)[1] for f in fields(Limits))
+
+
+def test_terms_are_found_as_people_write_them(capsys):
+    for spelling in ("kappa", "Not Applicable", "max-sec", "policy", "SEC"):
+        assert say(capsys, "explain", spelling)
+
+
+def test_gate_writes_its_files_and_reads_a_policy(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    policy = tmp_path / "policy.toml"
+    policy.write_text('fail_on = "malignant"\n[[layer]]\nlayers = "1-3"\nfail_on = []\n')
+    files = {name: tmp_path / name for name in ("junit.xml", "found.sarif", "found.md")}
+    written = ("--junit", files["junit.xml"], "--sarif", files["found.sarif"], "--markdown", files["found.md"])
+    out = say(capsys, "gate", LOST, "--last", "--policy", policy, *written, "-q", code=1)
+    assert out.count("FAIL") == 2, "the two heads of layer 0"
+    assert "::error" not in out
+    assert files["junit.xml"].read_text().count("<failure") == 2
+    assert len(json.loads(files["found.sarif"].read_text())["runs"][0]["results"]) == 2
+    assert "failed" in files["found.md"].read_text()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert "::error" in say(capsys, "gate", LOST, "--last", "--policy", policy, "-q", code=1)
+    assert main(["gate", SOUND, "--policy", str(tmp_path / "none.toml")]) == 2
+
+
+def test_gate_and_analyze_against_a_baseline(tmp_path, capsys):
+    say(capsys, "analyze", SOUND, "-o", tmp_path / "base", "-q")
+    assert "passed" in say(capsys, "gate", SOUND, "--baseline", tmp_path / "base", "-q")
+    assert "--baseline sigma1" in say(capsys, "gate", LOST, "--baseline", tmp_path / "base", "-q", code=1)
+    text = say(capsys, "analyze", LOST, "--baseline", tmp_path / "base", "-q")
+    assert "8 of 8 heads outside the bands" in " ".join(text.split())
+    assert main(["gate", LOST, "--baseline", str(tmp_path / "none"), "-q"]) == 3
+
+
+def test_analyze_says_what_its_table_has_no_place_for(capsys):
+    text = " ".join(say(capsys, "analyze", LOST, "-q", "--offsets", "0,4").split())
+    assert "8 of 8 heads surged" in text
+    assert "no rotary position here" in text
+
+
+def test_no_command_needs_torch_to_be_looked_up():
+    code = "import sys; from qkspec.cli import main; main(['explain', 'surging']); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert {"compare", "watch", "audit", "simulate", "explain"} <= {name for name, _ in COMMANDS}

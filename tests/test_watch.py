@@ -1,0 +1,137 @@
+import shutil
+
+import numpy as np
+import pytest
+from build import collapsed_layer, random_layer, table
+
+from qkspec.analysis import Settings, assemble
+from qkspec.metrics import names
+from qkspec.readings import concatenate
+from qkspec.theorem import Limits, Verdict
+from qkspec.watch import arrivals, follow, turned
+
+STEPS = (0, 20, 40, 60, 200)
+
+
+@pytest.fixture
+def lost(sample):
+    return sample.parent / "adamw-no-warmup"
+
+
+class Clock:
+    """Stands for time: at each pause the next thing happens."""
+
+    def __init__(self, *events):
+        self.events = list(events)
+        self.waited = []
+
+    def __call__(self, seconds):
+        self.waited.append(seconds)
+        if self.events:
+            self.events.pop(0)()
+
+
+def nothing():
+    pass
+
+
+def copied(source, run, step):
+    return lambda: shutil.copytree(source / f"step-{step:06d}", run / f"step-{step:06d}")
+
+
+def names_of(found):
+    return [None if arrival is None else arrival.source.name for arrival in found]
+
+
+def test_each_complete_checkpoint_once_in_the_order_of_steps(lost, tmp_path):
+    run = tmp_path / "run"
+    for step in (40, 0):
+        copied(lost, run, step)()
+    clock = Clock(nothing, copied(lost, run, 20), nothing, nothing)
+    found = names_of(arrivals(str(run), every=10, idle=25, sleep=clock))
+    assert [name for name in found if name] == ["step-000000", "step-000040", "step-000020"]
+    assert clock.waited[0] == 1, "what is there already is measured at once"
+    assert set(clock.waited[2:]) == {10}
+
+
+def test_a_run_that_does_not_exist_yet(lost, tmp_path):
+    run = tmp_path / "run"
+    clock = Clock(nothing, copied(lost, run, 0), nothing)
+    assert "step-000000" in names_of(arrivals(str(run), every=5, idle=30, sleep=clock))
+
+
+def test_a_checkpoint_that_still_grows_is_left_alone_until_it_stops(lost, tmp_path):
+    run = tmp_path / "run"
+    copied(lost, run, 0)()
+    copied(lost, run, 20)()
+    file = run / "step-000020" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    seen = []
+    clock = Clock(
+        lambda: file.write_bytes(whole[:200]), lambda: file.write_bytes(whole[:50_000]),
+        lambda: seen.append("whole") or file.write_bytes(whole), nothing, nothing,
+    )  # fmt: skip
+    for arrival in arrivals(str(run), every=1, idle=4, sleep=clock):
+        seen += [arrival.source.name] if arrival else []
+    assert seen == ["step-000000", "whole", "step-000020"]
+
+
+def test_a_file_that_is_written_over_is_measured_again(lost, tmp_path):
+    run = tmp_path / "run"
+    copied(lost, run, 0)()
+    file = run / "step-000000" / "model.safetensors"
+
+    def over():
+        shutil.copy(lost / "step-000200" / "model.safetensors", file)
+
+    found = names_of(arrivals(str(run), every=1, idle=4, sleep=Clock(nothing, nothing, over, nothing)))
+    assert found.count("step-000000") == 2
+
+
+def test_moments_of_a_run_that_collapses(lost, tmp_path):
+    run = tmp_path / "run"
+    for step in STEPS:
+        copied(lost, run, step)()
+    found = follow(arrivals(str(run), every=1, idle=2, sleep=Clock()), Settings())
+    moments = [moment for moment in found if moment is not None]
+    assert [moment.step for moment in moments] == list(STEPS)
+    assert [moment.verdict for moment in moments] == ["sound", "sound", "warned", "lost", "lost"]
+    assert [moment.before for moment in moments] == ["", "sound", "sound", "warned", "lost"]
+    assert [moment.alarming for moment in moments] == [False, False, True, True, True]
+    assert all(not moment.report.spectra for moment in moments), "spectra of a long run would fill the memory"
+    from qkspec import analyze
+
+    whole = analyze([run])
+    last = moments[-1].report
+    np.testing.assert_array_equal(last.readings.metric("sigma1"), whole.readings.metric("sigma1"))
+    assert last.states["run"] == whole.states["run"]
+
+
+def test_what_cannot_be_measured_is_said_once(lost, tmp_path):
+    run = tmp_path / "run"
+    copied(lost, run, 0)()
+    config = run / "step-000000" / "config.json"
+    config.write_text(config.read_text().replace('"n_head": 2', '"n_head": 7'))
+    moments = [m for m in follow(arrivals(str(run), every=1, idle=3, sleep=Clock()), Settings()) if m is not None]
+    assert len(moments) == 1
+    assert moments[0].report is None
+    assert moments[0].problem
+    assert not moments[0].alarming
+
+
+def judged(*tables):
+    readings = concatenate(tables, names())
+    return assemble(
+        readings, np.ones(len(readings), dtype=bool), Limits(), checkpoints=(), skipped={}, spectra={}
+    )  # fmt: skip
+
+
+def test_turns_are_heads_whose_verdict_became_graver():
+    healthy = table(random_layer(heads=1, d_q=16, d=64), checkpoint="a", step=0)
+    bad = table(collapsed_layer(), checkpoint="b", step=1)
+    (turn,) = turned(judged(healthy, bad))
+    assert (turn.module, turn.head, turn.before, turn.after) == ("h.0.attn", 0, Verdict.HEALTHY, Verdict.MALIGNANT)
+    assert turned(judged(bad, table(random_layer(heads=1, d_q=16, d=64), checkpoint="c", step=2))) == ()
+    assert turned(judged(bad, table(collapsed_layer(), checkpoint="c", step=2))) == ()
+    assert len(turned(judged(bad))) == 1, "a first checkpoint is held against health"
