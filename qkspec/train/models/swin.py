@@ -199,7 +199,7 @@ def anatomy(model: Swin) -> list[Anatomy]:
 
 
 def config_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the config.json in timm's form, with ``num_heads`` a stage added."""
+    """Return the config.json in timm's form, with ``num_heads`` a stage and the tokens of a window added."""
     depths = stages(config)
     heads = [config.heads << i for i in range(len(depths))]
     model_args = {"img_size": config.image_size, "patch_size": config.patch, "in_chans": config.channels}
@@ -209,6 +209,7 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
         "architecture": "swin_base_patch4_window7_224",
         "num_classes": config.classes,
         "num_heads": heads,
+        "context_length": min(config.window, config.image_size // config.patch) ** 2,
         "model_args": model_args | nested,
     }
 

@@ -158,14 +158,15 @@ def anatomy(model: ViT) -> list[Anatomy]:
 def config_json(config: TrainConfig) -> dict[str, Any]:
     """Return the config.json in timm's form: ``timm.create_model(architecture, **model_args)`` takes the weights.
 
-    ``num_heads``, which timm's own files lack, ``norm_position``, ``norm`` and ``qk_norm`` are added; where one of the
-    last three differs from timm's ViT, ``architecture`` names our class.
+    ``num_heads`` and ``context_length`` (tokens), which timm's own files lack, ``norm_position``, ``norm`` and ``qk_norm`` are added; where
+    one of the last three differs from timm's ViT, ``architecture`` names our class.
     """
     plain = config.norm_position == "pre" and config.norm == "layer" and not config.qk_norm
     return {
         "architecture": "vit_base_patch16_224" if plain else "qkspec_vit",
         "num_classes": config.classes,
         "num_heads": config.heads,
+        "context_length": (config.image_size // config.patch) ** 2 + 1,
         "model_args": {
             "img_size": config.image_size,
             "patch_size": config.patch,
