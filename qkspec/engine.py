@@ -16,6 +16,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
+RETRIES = 10  # of a task whose worker or node died under it; a task that kills each worker it meets ends there
 AHEAD = 4  # tasks in flight a worker: enough to keep it busy, few enough that results never pile up
 
 
@@ -95,21 +96,35 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise UsageError('--engine ray needs Ray: pip install "qkspec[ray]"') from error
+
+    def call(task: Task) -> Result:  # Ray takes functions, and a partial is none
+        return function(task)
+
     started = not ray.is_initialized()
     if started:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
     try:
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(function)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(call)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         get: Callable[[Any], Result] = ray.get
         yield from _in_order(tasks, remote.remote, get, int(resources.get("CPU", 1)) * AHEAD)
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError if nothing listens at host:port: Ray itself would try for minutes and then end the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        import socket
+
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _in_order(

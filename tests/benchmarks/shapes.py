@@ -22,7 +22,14 @@ def gpt2_small(path, seed=0):
         for name, shape in (("attn.c_proj", (768, 768)), ("mlp.c_fc", (768, 3072)), ("mlp.c_proj", (3072, 768))):
             tensors[f"{at}{name}.weight"] = ("F32", shape, None)
             tensors[f"{at}{name}.bias"] = ("F32", shape[1:], None)
-    config = {"model_type": "gpt2", "n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
+    config = {
+        "model_type": "gpt2",
+        "n_head": 12,
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
     return write_folder(Path(path), [tensors], config)
 
 
