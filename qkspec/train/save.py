@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,9 +70,9 @@ def _publish(lab: Lab, target: Path, tensors: dict[str, Tensor], last: Step, *, 
         partial.rename(target)
         _sync(run)
         _retire(lab.config, run)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         shutil.rmtree(partial, ignore_errors=True)
-        reason = error.strerror or error
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"{target}: the checkpoint could not be written ({reason}); make room and use --resume"
         ) from error

@@ -111,6 +111,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
             assert [p.name for p in tmp_path.iterdir() if ".partial" in p.name] == []
 
 
+def test_a_file_that_the_system_will_not_grow_is_an_output_error(tiny: TrainConfig, tmp_path: Path) -> None:
+    """The kernel itself refuses, below Python: safetensors' own error is one of ours, at every size."""
+    resource = pytest.importorskip("resource")
+    lab = build(tiny)
+    folder = save.publish(lab, tmp_path, Step(0))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 100, 5_000, 50_000):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            with pytest.raises(OutputError, match="could not be written"):
+                save.publish(lab, tmp_path, Step(0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+        assert [p.name for p in tmp_path.iterdir() if ".partial" in p.name] == []
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     for name in (".step-000001.partial-77", ".step-000002.old-77", "step-000003"):
         (tmp_path / name).mkdir()

@@ -158,8 +158,8 @@ def anatomy(model: ViT) -> list[Anatomy]:
 def config_json(config: TrainConfig) -> dict[str, Any]:
     """Return the config.json in timm's form: ``timm.create_model(architecture, **model_args)`` takes the weights.
 
-    ``num_heads`` and ``context_length`` (tokens), which timm's own files lack, ``norm_position``, ``norm`` and ``qk_norm`` are added; where
-    one of the last three differs from timm's ViT, ``architecture`` names our class.
+    Added are ``num_heads`` and ``context_length`` (tokens), which timm's own files lack, and ``norm_position``,
+    ``norm`` and ``qk_norm``; where one of these three differs from timm's ViT, ``architecture`` names our class.
     """
     plain = config.norm_position == "pre" and config.norm == "layer" and not config.qk_norm
     return {
