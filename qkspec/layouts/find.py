@@ -1,6 +1,5 @@
 """Find the attention modules of a checkpoint from its headers, and read them one at a time."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 from qkspec.checkpoints.store import Checkpoint
@@ -15,9 +14,23 @@ from qkspec.qk import QKLayer
 
 __all__ = ["Module", "Plan", "attention_layers", "plan", "read"]
 
-SUSPECT = re.compile(
-    r"(?:^|[._])(?:q_proj|query|query_key_value|c_attn|qkv|qkv_proj|Wqkv|W_pack|q_lin|query_proj|to_q|wq|q_b_proj|in_proj_weight|W_Q)"
-    r"(?:\.weight)?$"
+SUSPECTS = frozenset(
+    (
+        *(
+            "q_proj",
+            "query",
+            "query_key_value",
+            "c_attn",
+            "qkv",
+            "qkv_proj",
+            "Wqkv",
+            "wqkv",
+            "W_pack",
+            "q_lin",
+            "query_proj",
+        ),
+        *("to_q", "to_qkv", "wq", "q_b_proj", "W_Q", "linear_q", "linear_qkv", "in_proj_weight"),
+    )
 )
 
 
@@ -54,7 +67,11 @@ def plan(
     refuse.packed(checkpoint, modules)
     read_here = {name for module in modules for name in module.tensors}
     for name in names:
-        if SUSPECT.search(name) and names[name] not in read_here and not COPIES.search(name):
+        if (
+            name.removesuffix(".weight").rpartition(".")[2] in SUSPECTS
+            and names[name] not in read_here
+            and not COPIES.search(name)
+        ):
             skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, chosen))
     return Plan(
         " + ".join(dict.fromkeys(module.row.name for module in modules)),

@@ -53,10 +53,13 @@ class Claim:
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
     """Return each tensor's name without the wrappers of compile, FSDP and checkpointing ▸ its name in the file."""
+    everything = tuple(names)
+    text = "\n".join(everything)
+    wrappers = tuple(wrapper for wrapper in WRAPPERS if wrapper in text)
     found = {}
-    for name in names:
+    for name in everything:
         plain = name
-        for wrapper in WRAPPERS:
+        for wrapper in wrappers:
             plain = plain.replace(wrapper, "")
         found[plain] = name
     return found

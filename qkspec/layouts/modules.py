@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
@@ -9,7 +10,7 @@ from qkspec.layouts.cut import matrix_shape
 from qkspec.layouts.heads import Given, Heads, given, group_count, settle
 from qkspec.layouts.layout import Config, Latent, Layout
 from qkspec.layouts.match import Claim
-from qkspec.layouts.roles import count_of_heads, roles, strangers, weights
+from qkspec.layouts.roles import count_of_heads, is_latent, norm_like, roles, strangers, weights
 
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
@@ -85,6 +86,11 @@ class Finder:
     heads: int | None = None
     kv_heads: int | None = None
 
+    @cached_property
+    def norms(self) -> tuple[str, ...]:
+        """The tensors whose names speak of a norm of queries or keys."""
+        return norm_like(self.names)
+
     def counts(self, claim: Claim) -> Heads:
         """Return the head counts of a claimed module.
 
@@ -115,7 +121,7 @@ class Finder:
         row, counts, kinds = claim.row, self.counts(claim), claim.scope.kinds
         parts = roles(claim, self.names, counts.heads)
         query = parts.get("qkv") or parts.get("q") or parts["q_b"]
-        odd = strangers(claim, self.names, parts)
+        odd = [] if is_latent(row) else strangers(claim, self.norms, parts)
         # A model of an unknown kind has its weights cut by names; what else shapes its logits is anybody's guess.
         guessed = remarks if isinstance(claim.scope.config.get("model_type"), str) else ()
         return Module(

@@ -1,5 +1,6 @@
 """What cannot be measured, said by name with the way out: adapters, packed weights, names nobody knows."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from qkspec.checkpoints.store import Checkpoint
@@ -7,7 +8,7 @@ from qkspec.errors import LayoutError
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.modules import Module
 
-ADAPTER = ("lora_A", "lora_B", "lora_embedding", "hada_w1", "oft_r", "ia3_l", "lokr_w")
+ADAPTER = re.compile(r"lora_(?:A|B|embedding)|hada_w1|oft_r|ia3_l|lokr_w")
 PACKED = {
     "qweight": "GPTQ or AWQ packed integers",
     "qzeros": "GPTQ or AWQ packed integers",
@@ -28,7 +29,7 @@ def adapter(checkpoint: Checkpoint) -> None:
         LayoutError: its tensors are low-rank factors that mean nothing without their base model.
     """
     names = checkpoint.store.names()
-    low = [name for name in names if any(mark in name for mark in ADAPTER)]
+    low = [name for name in names if ADAPTER.search(name)]
     if low and 2 * len(low) > len(names):
         raise LayoutError(
             f"{_file(checkpoint)} holds a LoRA adapter ({low[0]}), not a model; merge it into its base first "
@@ -54,9 +55,10 @@ def packed(checkpoint: Checkpoint, modules: Iterable[Module]) -> None:
 
 def unrecognised(checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequence[Layout]) -> LayoutError:
     """Return the error for a checkpoint in which no layout finds its tensors, by the most telling reason there is."""
-    for name in names:
+    endings = tuple(f".{mark}" for mark in PACKED)
+    for name in (name for name in names if name.endswith(endings)):
         for mark, how in PACKED.items():
-            if name.endswith("." + mark):
+            if name.endswith(f".{mark}"):
                 return LayoutError(f"{_file(checkpoint)} holds {how} ({name}); {DEQUANTISE}")
     if not names:
         return LayoutError(f"{_file(checkpoint)} holds no tensors")

@@ -1,7 +1,7 @@
 """Which tensor plays which part for one attention module: weights, biases, the norms around the projection."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
@@ -10,6 +10,7 @@ from qkspec.layouts.match import Claim
 
 Names = Mapping[str, str]
 GAINS = (".weight", ".gamma", ".scale", ".g", ".w", "_weight", "")
+NORM_LIKE = re.compile(r"(?:^|[._])(?:q|k|qk|query|key)\w*(?:norm|ln|layernorm)")
 SHIFTS = (".bias", ".beta", ".b", "_bias")
 
 
@@ -59,15 +60,15 @@ def count_of_heads(claim: Claim, names: Names, store: Store) -> int | None:
     return None if name is None else store.shape(names[name])[axis]
 
 
-def strangers(claim: Claim, names: Names, taken: Mapping[str, str]) -> list[str]:
+def norm_like(names: Names) -> tuple[str, ...]:
+    """Return the tensors whose names speak of a norm of queries or keys."""
+    return tuple(name for name in names if NORM_LIKE.search(name))
+
+
+def strangers(claim: Claim, norms: Iterable[str], taken: Mapping[str, str]) -> list[str]:
     """Return norm-like tensors beside the weights that no role accounts for: something else happens to q or k."""
     start, known = claim.path + ".", set(taken.values())
-    hits = (name for name in names if name.startswith(start) and name not in known)
-    return [
-        name
-        for name in hits
-        if re.search(r"(^|[._])(q|k|qk|query|key)\w*(norm|ln|layernorm)", name.removeprefix(start))
-    ]
+    return [name for name in norms if name.startswith(start) and name not in known]
 
 
 def _at(claim: Claim, pattern: str) -> str:

@@ -12,7 +12,11 @@ transformers = pytest.importorskip("transformers")
 from layouts.agree import check_layer, check_rotation, layers_of, open_saved, pair_up  # noqa: E402
 from layouts.capture import Map, regress, watching  # noqa: E402
 from layouts.tiny import Case, build, filled, inputs  # noqa: E402
-from layouts.zoo import CASES  # noqa: E402
+from layouts.zoo import CASES, ELSEWHERE  # noqa: E402
+
+from qkspec.checkpoints.memory import from_state_dict  # noqa: E402
+from qkspec.layouts.families import FAMILIES  # noqa: E402
+from qkspec.layouts.match import scopes  # noqa: E402
 
 OFFSET = 3
 
@@ -35,6 +39,7 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     model = build(case)
     model.save_pretrained(tmp_path)
     layers = layers_of(open_saved(tmp_path))
+    live = layers_of(from_state_dict(model.state_dict(), model.config.to_dict()))
     model = model.double().eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
@@ -46,8 +51,9 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
         f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
     )
     pairs = pair_up(layers, maps)
-    for layer, truth in pairs:
+    for layer, truth in (*pairs, *pair_up(live, maps)):
         check_layer(layer, truth, norms=case.norms)
+    assert len(live) == len(layers)
     if case.turn and any(layer.rotary for layer in layers) and "input_ids" in inputs(model, case):
         turned = {found.path: found for found in run(model, case, position=OFFSET)}
         for layer, truth in pairs:
@@ -56,6 +62,15 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     record_property(
         "architecture", f"{case.name}: {sum(layer.heads for layer in layers)} heads in {len(layers)} modules"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_model_type_of_the_table_is_held_against_its_model() -> None:
+    held = set(ELSEWHERE)
+    for case in CASES:
+        config = transformers.CONFIG_MAPPING[case.model_type or case.name.split(" ")[0]]()
+        held |= {part.model_type for part in scopes(config.to_dict())}
+    assert {kind for row in FAMILIES for kind in row.model_types} - held == set()
 
 
 def test_case_names_are_unique() -> None:
