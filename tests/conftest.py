@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import importlib.util
+import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -14,9 +15,9 @@ _DECLARED: list[object] = []
 class TorchvisionOperators(MetaPathFinder):
     """Let ``import torchvision`` succeed beside a torch that its compiled extension was not built for.
 
-    Its wheel on PyPI is built against CUDA torch; beside CPU torch the extension does not load, and then torchvision fails on
-    registering meta kernels for two operators that do not exist. timm and transformers import torchvision but never call
-    those, so declaring their schemas (no implementation) is enough. Where the extension loads, nothing is declared.
+    Its wheel on PyPI is built against CUDA torch; beside CPU torch the extension does not load, and then torchvision
+    fails on registering meta kernels for two operators that do not exist. timm and transformers import torchvision but
+    never call those, so declaring their schemas (no implementation) is enough. Where the extension loads, nothing is.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -53,3 +54,9 @@ sys.meta_path.insert(0, TorchvisionOperators())
 def sample() -> Path:
     """A sound run of 13 checkpoints, written by ``qkspec train``."""
     return Path(__file__).parent.parent / "sample_ckpts" / "adamw2"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep results of earlier analyses out of the tests, and the tests' out of the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

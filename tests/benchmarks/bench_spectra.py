@@ -5,8 +5,8 @@
 
 Times are CPU seconds, medians of the repeats; ratios are against the first row of the same work, so that a busy or slow
 machine cancels out. Other tools' rows are empty, with the reason, where they are not installed: ``pip install
-transformer-lens weightwatcher`` (in an environment of their own if their requirements conflict). The GPU's rows are made
-only where torch finds a CUDA device.
+transformer-lens weightwatcher`` (in an environment of their own if their requirements conflict). The rows of a GPU are
+made only where torch finds a CUDA device.
 """
 
 import os
@@ -15,6 +15,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before NumPy is imported
 
 import argparse
+import contextlib
 import platform
 import statistics
 import subprocess
@@ -106,7 +107,7 @@ def transformer_lens(layer):
 
 
 def weightwatcher(layer):
-    """A function that runs WeightWatcher's analyze on the W_q and W_k of every head, or the reason why there is none."""
+    """A function that runs WeightWatcher's analyze on every W_q'W_k, or the reason why there is none."""
     try:
         import torch
         import weightwatcher as ww
@@ -272,10 +273,8 @@ def main():
         rows += file_rows(Path(folder), chosen.repeats, quick=chosen.quick)
         if not chosen.quick:
             rows += cache_rows(Path(folder), chosen.repeats)
-    try:
+    with contextlib.suppress(ImportError):
         rows += gpu_rows(chosen.repeats)
-    except ImportError:
-        pass
     text = f"{machine()}\n\n{table(rows)}\n"
     print(text)
     if chosen.out:

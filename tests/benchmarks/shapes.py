@@ -1,4 +1,4 @@
-"""Checkpoint files of the shapes that the benchmarks run on. Only what is measured holds numbers; the rest is a hole in the file."""
+"""Checkpoint files of the shapes that the benchmarks run on: what is measured holds numbers, the rest is a hole."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def gpt2_small(path, seed=0):
 
 
 def llama(path, *, layers=32, heads=32, kv_heads=8, d=4096, mlp=14336, vocab=128256, shards=4, seed=0):
-    """A sharded bfloat16 checkpoint of Llama's tensors, by default Llama-3-8B's; q, k and the input norms hold numbers."""
+    """A sharded bfloat16 checkpoint of Llama's tensors, by default Llama-3-8B's; q, k and norms hold numbers."""
     rng = np.random.default_rng(seed)
     d_q = d // heads
     groups = [{} for _ in range(shards)]
