@@ -26,12 +26,26 @@ def spectral_step(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         the next u and v, unit vectors (zero for a zero weight).
     """
-    u = normalize(weight @ v, dim=0, eps=1e-30)
-    return u, normalize(weight.mT @ u, dim=0, eps=1e-30)
+    with torch.autocast(weight.device.type, enabled=False):
+        wide = _wide(weight)
+        u = normalize(wide @ v.to(wide.dtype), dim=0, eps=1e-30).to(v.dtype)
+        return u, _right(weight, u)
+
+
+def _right(weight: Tensor, u: Tensor) -> Tensor:
+    """Return W'u/‖W'u‖ in the dtype of u (as it is stored), computed in single precision at least."""
+    wide = _wide(weight)
+    return normalize(wide.mT @ u.to(wide.dtype), dim=0, eps=1e-30).to(u.dtype)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def effective_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Return γ/σ · W with σ = u'Wv; the gradient passes through σ, and u and v are constants.
+
+    Autocast is off here: its products would round σ, and with it the whole layer, to eight bits.
 
     Args:
         weight: (m, n).
@@ -39,8 +53,10 @@ def effective_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor) -> Ten
         u: (m,) left vector from ``spectral_step``.
         v: (n,) right vector from it.
     """
-    sigma = torch.dot(u, weight @ v)
-    return weight * (gamma / sigma)
+    with torch.autocast(weight.device.type, enabled=False):
+        wide = _wide(weight)
+        sigma = torch.dot(u.to(wide.dtype), wide @ v.to(wide.dtype))
+        return (wide * (gamma / sigma)).to(weight.dtype)
 
 
 class SigmaReparam(nn.Module):
@@ -66,7 +82,7 @@ class SigmaReparam(nn.Module):
             u = weight.new_zeros(weight.shape[0])
             for _ in range(_START):
                 u, v = spectral_step(weight, u, v)
-            sigma = torch.dot(u, weight @ v)
+            sigma = torch.dot(_wide(u), _wide(weight) @ _wide(v)).to(weight.dtype)
         self.gamma = nn.Parameter(sigma.clone() if keep else torch.ones_like(sigma))
         self.register_buffer("u", u)
         self.register_buffer("v", v)

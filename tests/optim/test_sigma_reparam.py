@@ -94,6 +94,22 @@ def test_gradient_passes_through_sigma():
     assert abs((w.grad * w).sum().item()) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_the_products_with_activations_and_nothing_else(dtype):
+    model = net().to(dtype)
+    reparametrize(model)
+    model.eval()
+    plain, weight = model(torch.ones(2, 12, dtype=dtype)), model[0].weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model[0].weight, weight)
+        assert model[0].weight.dtype == dtype
+        out = model(torch.ones(2, 12))
+        out.sum().backward()
+    torch.testing.assert_close(out.float(), plain.float(), rtol=0.1, atol=0.1)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert norm(model[0].weight) == pytest.approx(1, 2e-2)
+
+
 def test_what_cannot_be_reparametrized():
     with pytest.raises(UsageError, match="no linear layer"):
         reparametrize(net(), "attention.*")
