@@ -24,7 +24,11 @@ NOT_JUDGED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Where a checkpoint's numbers came from: one entry of a report's provenance."""
+    """Where a checkpoint's numbers came from: one entry of a report's provenance.
+
+    ``heads`` of ``found`` heads were measured; ``size`` is the bytes of its files and ``digest`` identifies their
+    content (see checkpoints/fingerprint.py), None and "" for a live model.
+    """
 
     run: str
     name: str
@@ -36,6 +40,9 @@ class CheckpointFacts:
     modules: int
     heads: int
     remarks: tuple[str, ...] = ()
+    found: int | None = None
+    size: int | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec import activations, metrics
+from qkspec import activations, embeddings, metrics
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import Engine
@@ -40,6 +40,7 @@ class Settings:
         workers: processes; 0 chooses by the machine and the work.
         seed: of the tokens of the predicted maps.
         offsets: token distances Δ at which rotary modules are measured as well.
+        embeddings: predict maps of embedded tokens, too, where the checkpoint has the embeddings.
         activations: file of real activations, whose maps are measured beside the predicted ones.
         device: "cpu", "cuda", "mps", or "auto", which chooses by the work and by what there is.
         engine: where the work is done.
@@ -59,6 +60,7 @@ class Settings:
     workers: int = 1
     seed: int = 0
     offsets: tuple[int, ...] = ()
+    embeddings: bool = False
     activations: str | None = None
     device: str = "cpu"
     engine: Engine = Engine.LOCAL
@@ -69,7 +71,8 @@ class Settings:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the metric columns."""
-        return metrics.names(self.sizes, self.offsets, activations=self.activations is not None)
+        real = self.activations is not None
+        return metrics.names(self.sizes, self.offsets, activations=real, embeddings=self.embeddings)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings:
         modules=len(good),
         heads=len(readings),
         remarks=tuple(remarks),
+        found=None if settings.heads else sum(found.modules[part.module].heads for part in parts),
     )
     skipped = {**found.skipped, **{found.modules[part.module].name: part.problem for part in parts if part.problem}}
     spectra = {module.name: part.sigma for module, part in good if part.sigma is not None}
@@ -217,6 +221,10 @@ def _part(
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
     values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed, found=spectra)
     values |= metrics.at_offsets(layer, settings.offsets)
+    if settings.embeddings:
+        values |= metrics.on_activations(
+            layer, embeddings.inputs(checkpoint, layer, seed=settings.seed), kind="embedded"
+        )
     if settings.activations is not None:
         given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)
         values |= metrics.on_activations(layer, *given)

@@ -141,6 +141,9 @@ class _Stream:
 
     def _finish(self, planned: _Planned, parts: Sequence[Part]) -> Measured:
         measured = gather(planned.checkpoint, planned.plan, parts, self._settings, planned.run)
+        with suppress(QkspecError):
+            known = replace(measured.facts, size=planned.source.size(), digest=planned.source.digest())
+            measured = replace(measured, facts=known)
         if self._cache is not None:
             with suppress(QkspecError):  # it was removed meanwhile: what was read of it still holds
                 if planned.source.fingerprint() == planned.stamp:

@@ -82,3 +82,21 @@ def test_every_head_against_torch_and_a_full_svd(report, run, checkpoint):
         assert plain(r["freezing_ratio"][i]) == pytest.approx(std / np.sqrt(2 * np.log(64)), rel=1e-5)
         eigenvalues = np.linalg.eigvals(k.T @ q)
         assert plain(r["positive_fraction"][i]) == pytest.approx(np.mean(eigenvalues.real > 0), abs=1 / 64 + 1e-9)
+
+
+def test_every_source_is_identified(report):
+    """Size and digest in the provenance are those of the files; equal content elsewhere has the same digest."""
+    for facts in report.checkpoints:
+        files = list((SAMPLES / facts.run / facts.name).glob("*.safetensors"))
+        assert facts.size == sum(file.stat().st_size for file in files)
+        assert facts.found == facts.heads == 8
+    digests = [facts.digest for facts in report.checkpoints]
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_copy_elsewhere_has_the_same_digest(report, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(SAMPLES / "adamw2" / "step-000020", tmp_path / "elsewhere")
+    first = next(f for f in report.checkpoints if (f.run, f.name) == ("adamw2", "step-000020"))
+    assert analyze([copy]).checkpoints[0].digest == first.digest

@@ -38,6 +38,15 @@ def fingerprint(place: Place, folder: Folder) -> str:
     return state.hexdigest()
 
 
+def size(place: Place) -> int:
+    """Return the bytes of the files that hold the weights, or raise CheckpointError."""
+    total = 0
+    for holder, name in _weights(place):
+        with closing(holder.blob(name)) as blob:
+            total += blob.size
+    return total
+
+
 def digest(place: Place, folder: Folder) -> str:
     """Return "blake2b-sampled:" and 32 digits for files on disk, "blake2b-stamps:" and 32 digits for a URL."""
     state, kind = blake2b(digest_size=16), "blake2b-sampled"

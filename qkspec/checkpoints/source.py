@@ -67,6 +67,14 @@ class Source:
         """
         return fingerprint.digest(self.place(), self.folder.again())
 
+    def size(self) -> int:
+        """Return the bytes of the files that hold the weights.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return fingerprint.size(self.place())
+
     def place(self) -> Place:
         """Return which files hold the weights; CheckpointError when there are none."""
         folder = self.folder.again()  # it may have been listed long ago

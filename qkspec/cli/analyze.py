@@ -13,6 +13,7 @@ from qkspec.cli.options import (
     Baseline,
     CacheFolder,
     Context,
+    Embeddings,
     Heads,
     Layers,
     LayoutFile,
@@ -36,6 +37,7 @@ from qkspec.cli.options import (
 
 if TYPE_CHECKING:
     from qkspec.analysis import Report
+    from qkspec.reports.formats import Format
 
 
 class OutputFormat(StrEnum):
@@ -65,6 +67,7 @@ def analyze(
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     offsets: Offsets = None,
+    embeddings: Embeddings = None,
     activations: Activations = None,
     baseline: Baseline = None,
     margin: Margin = None,
@@ -72,6 +75,9 @@ def analyze(
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Of what goes to stdout.")
     ] = OutputFormat.TABLE,
+    further: Annotated[
+        str | None, typer.Option("--with", help="Further files for -o: parquet, markdown.", show_default=False)
+    ] = None,
     plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf, for -o.")] = "png",
     revisions: Revisions = None,
     quiet: Quiet = False,
@@ -87,16 +93,35 @@ def analyze(
     flags = Flags(
         sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
-        offsets=offsets, activations=activations, revisions=revisions,
+        offsets=offsets, activations=activations, embeddings=embeddings, revisions=revisions,
     )  # fmt: skip
+    if out is not None:  # a mistake in what is asked for is told before the work, not after it
+        from qkspec.reports.directory import check_target, write_directory
+        from qkspec.reports.plots import check_format
+
+        check_target(out)
+        check_format(plot_format)
+    formats = further_formats(further, out)
     report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose)
     if baseline is not None:
         report = replace(report, bands=load_bands(baseline, 2.0 if margin is None else margin))
     if out is not None:
-        from qkspec.reports.directory import write_directory
-
-        write_directory(report, out, plot_format=plot_format)
+        write_directory(report, out, formats=formats, plot_format=plot_format)
     show(report, output_format)
+
+
+def further_formats(names: str | None, out: Path | None) -> "tuple[Format, ...] | None":
+    """Return what --with asks for beside the default files, None without it.
+
+    Raises:
+        UsageError: it names no format, its package is missing, or there is no directory to write to.
+    """
+    from qkspec.errors import UsageError
+    from qkspec.reports.formats import formats_with
+
+    if names is not None and out is None:
+        raise UsageError(f"--with {names}: has no report directory to write to; name one with -o")
+    return None if names is None else formats_with(names)
 
 
 def show(report: "Report", output_format: OutputFormat) -> None:

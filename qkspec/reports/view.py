@@ -169,7 +169,8 @@ def what_was_read(view: RunView) -> str:
         parts[0] += f", step {view.steps[0]}" if n == 1 else f", steps {view.steps[0]} to {view.steps[-1]}"
     parts.append(", ".join(dict.fromkeys(fact.family for fact in view.facts)))
     parts.append(", ".join(dict.fromkeys(fact.stored for fact in view.facts)))
-    parts.append(f"{len(view.last_rows())}/{len(view.table.heads)} heads in {len(view.modules())} layers")
+    total = max([len(view.table.heads), *(fact.found for fact in view.facts if fact.found is not None)])
+    parts.append(f"{len(view.last_rows())}/{total} heads in {len(view.modules())} layers")
     return " · ".join(part for part in parts if part)
 
 
