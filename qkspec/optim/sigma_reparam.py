@@ -42,6 +42,23 @@ def _wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def settle(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u and v as they are where they are this very weight's (v = W'u/‖W'u‖ to the bit), else one iteration on.
+
+    However often a weight is read between two updates (micro-batches, recomputed activations, validation), its vectors
+    move once, and nothing but the vectors themselves need be saved to resume. No host synchronization.
+
+    Args:
+        weight: (m, n).
+        u: (m,) left unit vector.
+        v: (n,) right unit vector.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        settled = (_right(weight, u) == v).all()
+        moved_u, moved_v = spectral_step(weight, u, v)
+        return torch.where(settled, u, moved_u), torch.where(settled, v, moved_v)
+
+
 def effective_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Return γ/σ · W with σ = u'Wv; the gradient passes through σ, and u and v are constants.
 
@@ -60,7 +77,7 @@ def effective_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor) -> Ten
 
 
 class SigmaReparam(nn.Module):
-    """The parametrization of one weight; while training, each forward pass takes one power iteration.
+    """The parametrization of one weight; in training mode, the first use after an update takes one power iteration.
 
     γ starts at 1 as in R, or at σ₁(W) with ``keep=True``, which leaves the layer's function as it was,
     to the accuracy of the power iteration.
@@ -89,9 +106,9 @@ class SigmaReparam(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight (m, n)."""
-        if self.training and torch.is_grad_enabled():
+        if self.training:
             with torch.no_grad():
-                u, v = spectral_step(weight, self.u, self.v)
+                u, v = settle(weight, self.u, self.v)
                 self.u.copy_(u)
                 self.v.copy_(v)
         return effective_weight(weight, self.gamma, self.u.clone(), self.v.clone())

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from qkspec.errors import UsageError
 from qkspec.optim.sigma_reparam import SigmaReparam, effective_weight, fold, reparametrize, spectral_step
@@ -68,19 +69,48 @@ def test_fold_gives_plain_weights_and_the_same_logits():
         fold(state)
 
 
-def test_one_iteration_a_training_step_and_none_in_evaluation():
-    model = net()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_iteration_an_update_however_often_the_weight_is_used(dtype):
+    model = net().to(dtype)
     reparametrize(model, "0")
-    part = model[0].parametrizations.weight[0]
-    before = part.v.clone()
-    model.eval()
-    model(torch.randn(2, 12))
-    assert torch.equal(part.v, before)
-    model.train()
-    model(torch.randn(2, 12))
-    original = model[0].parametrizations.weight.original
-    _, expected = spectral_step(original, part.u, before)
-    assert torch.equal(part.v, expected)
+    part, original = model[0].parametrizations.weight[0], model[0].parametrizations.weight.original
+    x = torch.randn(2, 12, dtype=dtype)
+    for _ in range(3):
+        with torch.no_grad():
+            original.mul_(1 + 0.1 * torch.randn_like(original))
+        before = part.u.clone(), part.v.clone()
+        model.eval()
+        model(x)
+        assert torch.equal(part.v, before[1])
+        model.train()
+        expected = spectral_step(original.detach(), *before)
+        for _ in range(3):
+            model(x).sum().backward()
+            with torch.no_grad():
+                model(x)
+            assert torch.equal(part.u, expected[0])
+            assert torch.equal(part.v, expected[1])
+        assert not torch.equal(part.v, before[1])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_accumulation_and_recomputation_give_the_gradients_of_one_plain_pass(reentrant):
+    def gradients(parts, recompute):
+        model = net().double()
+        reparametrize(model)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1).add_(0.01)
+        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+        for chunk in x.chunk(parts):
+            out = checkpoint(model, chunk, use_reentrant=reentrant) if recompute else model(chunk)
+            out.square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    whole = gradients(1, recompute=False)
+    for other in (gradients(4, recompute=False), gradients(1, recompute=True), gradients(4, recompute=True)):
+        for a, b in zip(whole, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_gradient_passes_through_sigma():
@@ -98,7 +128,6 @@ def test_gradient_passes_through_sigma():
 def test_autocast_rounds_the_products_with_activations_and_nothing_else(dtype):
     model = net().to(dtype)
     reparametrize(model)
-    model.eval()
     plain, weight = model(torch.ones(2, 12, dtype=dtype)), model[0].weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(model[0].weight, weight)
