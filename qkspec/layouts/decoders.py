@@ -19,21 +19,23 @@ FULL = replace(PER_HEAD, per_head=False)
 LLAMA = Layout(
     "llama",
     ("llama", "mistral", "mixtral", "ministral3", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl",
-     "qwen2_5_vl_text",
-     "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "internlm3", "gpt_oss", "solar_open",
+     "qwen2_5_vl_text", "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "internlm3", "solar_open",
      "iquestcoder", "higgs_audio_v2"),
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
-MLA = Latent(*(f"layers.{{}}.self_attn.{part}" for part in ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
-    "kv_b_proj")))
+MLA = Latent(
+    "layers.{}.self_attn.q_proj", "layers.{}.self_attn.q_a_proj", "layers.{}.self_attn.q_b_proj",
+    "layers.{}.self_attn.kv_a_proj_with_mqa", "layers.{}.self_attn.kv_b_proj",
+)
+# fmt: on
 
 
 def like_llama(name: str, *model_types: str, **facts: object) -> Layout:
     """Return Llama's row with another name and whatever else differs."""
-    return replace(LLAMA, **{"name": name, "model_types": model_types or (name,), "by_name": False,
-        **facts})  # type: ignore[arg-type]
+    return replace(LLAMA, **{"name": name, "model_types": model_types or (name,), "by_name": False, **facts})  # type: ignore[arg-type]
 
 
+# fmt: off
 DECODERS = (
     # the GPT-2 line
     Layout("gpt2", ("gpt2",), Fused("h.{}.attn.c_attn"), inputs_first=True, full=True, kv_heads=(), head_dim=(),
@@ -107,6 +109,7 @@ DECODERS = (
     like_llama("qwen3", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "kolibri1", "mellum"),
     like_llama("windowed", "afmoe", "flint", "kolibri1", "exaone_moe", rotary=WINDOWED),
     like_llama("smollm3"),
+    like_llama("gpt_oss", remarks=("a learned sink takes part in every softmax",)),
     like_llama("glm4_moe", "glm4_moe", "glm4v_moe_text", rotary=RotaryRule(share=0.5)),
     like_llama("glm", "glm", "glm4", "glm4v_text", "glm_ocr_text", rotary=RotaryRule("adjacent", 0.5)),
     like_llama("helium", rotary=ADJACENT),

@@ -11,27 +11,29 @@ POST = InputNorm("encoder.layer.{}.output.LayerNorm", first="embeddings.LayerNor
 BERT = Layout(
     "bert",
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie",
-        "layoutlm", "markuplm",
-     "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert", "luke", "xmod",
-         "chinese_clip_text_model",
-     "clap_text_model", "align_text_model", "blip_text_model"),
-    Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"), full=True, kv_heads=(),
-        head_dim=(),
-    norm=POST, by_name=True,
+     "layoutlm", "markuplm", "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert",
+     "luke", "xmod", "chinese_clip_text_model", "clap_text_model", "align_text_model", "blip_text_model"),
+    Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"),
+    full=True, kv_heads=(), head_dim=(), norm=POST, by_name=True,
 )
 EMBEDDED = ("encoder.layernorm_embedding", "decoder.layernorm_embedding")
+# fmt: on
 
 
 def like_bert(name: str, *model_types: str, **facts: object) -> Layout:
     """Return BERT's row with another name and whatever else differs."""
-    return replace(BERT, **{"name": name, "model_types": model_types or (name,), "by_name": False,
-        **facts})  # type: ignore[arg-type]
+    return replace(BERT, **{"name": name, "model_types": model_types or (name,), "by_name": False, **facts})  # type: ignore[arg-type]
 
 
 def pair(
-    name: str, model_types: tuple[str, ...], *, post: bool, cross: str = "encoder_attn", first: tuple[str,
-        str] = EMBEDDED,
-    keys: str = "encoder.layer_norm", **facts: object,
+    name: str,
+    model_types: tuple[str, ...],
+    *,
+    post: bool,
+    cross: str = "encoder_attn",
+    first: tuple[str, str] = EMBEDDED,
+    keys: str = "encoder.layer_norm",
+    **facts: object,
 ) -> tuple[Layout, ...]:
     """Return the three rows of an encoder and a decoder with the names of BART.
 
@@ -45,18 +47,28 @@ def pair(
         facts: what else differs, for all three.
     """
     rows, firsts = [], dict(zip(("encoder", "decoder"), first, strict=True))
-    for block, side, attention in (("encoder.self", "encoder", "self_attn"), ("decoder.self", "decoder", "self_attn"),
-        ("decoder.cross", "decoder", cross)):
+    for block, side, attention in (
+        ("encoder.self", "encoder", "self_attn"),
+        ("decoder.self", "decoder", "self_attn"),
+        ("decoder.cross", "decoder", cross),
+    ):
         before = InputNorm(f"{side}.layers.{{}}.{attention}_layer_norm")
         after = InputNorm(f"{side}.layers.{{}}.final_layer_norm", first=firsts[side])
         other = attention == cross
         inside = InputNorm("decoder.layers.{}.self_attn_layer_norm") if other else after
         fed = InputNorm("encoder.layers.{}.final_layer_norm" if post else keys, last=True) if other else None
         row = Layout(
-            name, model_types, Separate(f"{side}.layers.{{}}.{attention}.q_proj",
-            f"{side}.layers.{{}}.{attention}.k_proj"), block,
-            heads=(f"{side}_attention_heads", "num_attention_heads"), kv_heads=(), head_dim=(), full=not other,
-            norm=inside if post else before, k_norm=fed, causal=block == "decoder.self",
+            name,
+            model_types,
+            Separate(f"{side}.layers.{{}}.{attention}.q_proj", f"{side}.layers.{{}}.{attention}.k_proj"),
+            block,
+            heads=(f"{side}_attention_heads", "num_attention_heads"),
+            kv_heads=(),
+            head_dim=(),
+            full=not other,
+            norm=inside if post else before,
+            k_norm=fed,
+            causal=block == "decoder.self",
         )
         rows.append(replace(row, **facts))  # type: ignore[arg-type]
     return tuple(rows)
@@ -70,18 +82,31 @@ def t5(name: str, model_types: tuple[str, ...], encoder: str = "SelfAttention") 
     for block, at, keys in (
         ("encoder.self", f"encoder.block.{{}}.layer.0.{encoder}", None),
         ("decoder.self", "decoder.block.{}.layer.0.SelfAttention", None),
-        ("decoder.cross", "decoder.block.{}.layer.1.EncDecAttention", InputNorm("encoder.final_layer_norm", "rms",
-            last=True)),
+        (
+            "decoder.cross",
+            "decoder.block.{}.layer.1.EncDecAttention",
+            InputNorm("encoder.final_layer_norm", "rms", last=True),
+        ),
     ):
         norm = InputNorm(at.rpartition(".")[0] + ".layer_norm", "rms")
         side, kind = ("encoder", encoder) if block == "encoder.self" else ("decoder", "SelfAttention")
         counted = (f"{side}.block.0.layer.0.{kind}.relative_attention_bias", 1)
-        rows.append(replace(common, weights=Separate(f"{at}.q", f"{at}.k"), block=block, norm=norm, k_norm=keys,
-            heads_at=counted, causal=block == "decoder.self",
-                            remarks=() if keys else bias))
+        rows.append(
+            replace(
+                common,
+                weights=Separate(f"{at}.q", f"{at}.k"),
+                block=block,
+                norm=norm,
+                k_norm=keys,
+                heads_at=counted,
+                causal=block == "decoder.self",
+                remarks=() if keys else bias,
+            )
+        )
     return tuple(rows)
 
 
+# fmt: off
 ENCODERS = (
     BERT,
     like_bert("bert", *BERT.model_types, block="cross", full=False,

@@ -8,35 +8,36 @@ from qkspec.layouts.layout import RAW, Fused, InputNorm, Layout, QKNormAt, Rotar
 # fmt: off
 WINDOWED = ("a bias by relative position is added; attention stays within windows",)
 VIT = Layout(
-    "vit", ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "audio-spectrogram-transformer", "yolos",
-            "vilt", "flava_image_model", "flava_text_model", "flava_multimodal_model"),
-    Separate("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.key"), full=True,
-        kv_heads=(), head_dim=(),
-    norm=InputNorm("encoder.layer.{}.layernorm_before"), by_name=True,
+    "vit",
+    ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "audio-spectrogram-transformer", "yolos", "vilt",
+     "flava_image_model", "flava_text_model", "flava_multimodal_model"),
+    Separate("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.key"),
+    full=True, kv_heads=(), head_dim=(), norm=InputNorm("encoder.layer.{}.layernorm_before"), by_name=True,
 )
 CLIP = Layout(
-    "clip", ("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
-             "clipseg_vision_model", "metaclip_2_vision_model", "owlvit_vision_model",
-             "owlv2_vision_model", "idefics3_vision", "smolvlm_vision", "granite_docling_vision", "git_vision_model"),
-    Separate("encoder.layers.{}.self_attn.q_proj", "encoder.layers.{}.self_attn.k_proj"), full=True, kv_heads=(),
-        head_dim=(),
-    norm=InputNorm("encoder.layers.{}.layer_norm1"),
+    "clip",
+    ("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
+     "clipseg_vision_model", "metaclip_2_vision_model", "owlvit_vision_model", "owlv2_vision_model",
+     "idefics3_vision", "smolvlm_vision", "granite_docling_vision", "git_vision_model"),
+    Separate("encoder.layers.{}.self_attn.q_proj", "encoder.layers.{}.self_attn.k_proj"),
+    full=True, kv_heads=(), head_dim=(), norm=InputNorm("encoder.layers.{}.layer_norm1"),
 )
 SWIN = Layout(
     "swin", ("swin", "donut-swin"),
     Separate("encoder.layers.{}.blocks.{}.attention.self.query", "encoder.layers.{}.blocks.{}.attention.self.key"),
-        full=True, kv_heads=(),
-    head_dim=(), heads=("num_heads",), norm=InputNorm("encoder.layers.{}.blocks.{}.layernorm_before"), remarks=WINDOWED,
+    full=True, kv_heads=(), head_dim=(), heads=("num_heads",),
+    norm=InputNorm("encoder.layers.{}.blocks.{}.layernorm_before"), remarks=WINDOWED,
 )
 PROBE = ("the query is a learned probe",)
+# fmt: on
 
 
 def like(row: Layout, name: str, *model_types: str, **facts: object) -> Layout:
     """Return a row with another name and whatever else differs."""
-    return replace(row, **{"name": name, "model_types": model_types or (name,), "by_name": False,
-        **facts})  # type: ignore[arg-type]
+    return replace(row, **{"name": name, "model_types": model_types or (name,), "by_name": False, **facts})  # type: ignore[arg-type]
 
 
+# fmt: off
 VISION = (
     VIT,
     like(VIT, "vit_mae", block="decoder.self", heads=("decoder_num_attention_heads",),
