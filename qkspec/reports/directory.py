@@ -18,7 +18,7 @@ from qkspec.reports.plots import PLOT_FORMATS, check_format
 from qkspec.reports.saved import digest, is_report
 from qkspec.reports.wholefile import umask
 
-EXTRA_FILES = ("junit.xml", "report.sarif", "heads.parquet")  # other commands' files, which may stand beside ours
+EXTRA_FILES = ("junit.xml", "report.sarif")  # other commands' files, which may stand beside ours
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary directory belongs to a run that was killed
 
 

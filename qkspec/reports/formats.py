@@ -17,6 +17,7 @@ class Format(Enum):
     """
 
     CSV = ("heads.csv", "csvfile", "")
+    PARQUET = ("heads.parquet", "parquet", "parquet")
     SPECTRA = ("spectra.safetensors", "spectra", "")
     LOSSES = ("losses.csv", "losses", "")
     PLOTS = ("plots", "figures", "")
@@ -55,12 +56,28 @@ class Format(Enum):
             writer.write(report, file)
 
 
-EXTRAS = {"html": ("jinja2", "plotly")}
+EXTRAS = {"html": ("jinja2", "plotly"), "parquet": ("pyarrow",)}
 TEXT = (Format.CSV, Format.LOSSES, Format.HTML, Format.MARKDOWN, Format.JSON)
 ESSENTIAL = (Format.CSV, Format.LOSSES, Format.JSON)  # what a saved report is read back from; in every directory
-ON_REQUEST = (Format.MARKDOWN,)
+ON_REQUEST = (Format.PARQUET, Format.MARKDOWN)
 
 
 def default_formats() -> tuple[Format, ...]:
     """Return the formats written when none are named: all but those on request and those whose extra is missing."""
     return tuple(f for f in Format if f not in ON_REQUEST and not f.missing)
+
+
+def formats_with(names: str) -> tuple[Format, ...]:
+    """Return the default formats and those that are named: "parquet,markdown".
+
+    Raises:
+        UsageError: a name is unknown, or an optional package that its format needs is missing.
+    """
+    known = {one.name.lower(): one for one in Format}
+    chosen = []
+    for name in names.split(","):
+        if name.strip() not in known:
+            raise UsageError(f"--with {name.strip()!r}: no such format; known: {', '.join(known)}")
+        chosen.append(known[name.strip()])
+        chosen[-1].require()
+    return (*default_formats(), *chosen)
