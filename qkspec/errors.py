@@ -27,6 +27,10 @@ class LayoutError(InputError):
     """The tensors are readable, but the query and key weights cannot be told apart with certainty."""
 
 
+class UnknownLayoutError(LayoutError):
+    """The tensors are readable and match no layout that is known: a layout file can be drafted from their names."""
+
+
 class TrainingError(QkspecError):
     """A training run cannot start, or cannot go on for a reason outside the model."""
 

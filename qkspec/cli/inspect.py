@@ -23,9 +23,12 @@ def inspect(
     revisions: Revisions = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why."""
+    """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why.
+
+    Of a checkpoint that matches no known layout, a layout file for --layout is drafted from its tensor names.
+    """
     from qkspec.checkpoints.sequence import find_runs
-    from qkspec.errors import InputError, QkspecError
+    from qkspec.errors import InputError, QkspecError, UnknownLayoutError
 
     custom = _custom(layout)
     runs: list[dict[str, Any]] = []
@@ -37,11 +40,15 @@ def inspect(
                 entries.append(describe(source, custom, num_heads, num_kv_heads))
             except QkspecError as error:
                 problems += 1
-                entries.append({"checkpoint": source.name, "step": source.step, "problem": str(error)})
+                known = {"checkpoint": source.name, "step": source.step, "problem": str(error)}
+                unknown = isinstance(error, UnknownLayoutError) and custom is None
+                entries.append({**known, **({"draft": _draft(source)} if unknown else {})})
         runs.append({"run": run.name, "checkpoints": entries, "skipped": {**run.skipped, **run.ignored}})
-    single = sum(len(run["checkpoints"]) for run in runs) == 1
-    if single and problems:
-        raise InputError(next(entry["problem"] for run in runs for entry in run["checkpoints"]))
+    first = runs[0]["checkpoints"][0] if runs and runs[0]["checkpoints"] else {}
+    if problems and sum(len(run["checkpoints"]) for run in runs) == 1:
+        if "draft" in first:
+            print(first["draft"], end="")  # noqa: T201 - the command's result: a file for --layout, to be checked
+        raise InputError(first["problem"])
     if as_json:
         print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))  # noqa: T201 - the command's result
     else:
@@ -79,6 +86,16 @@ def describe(
             "skipped": dict(found.skipped),
             "remarks": list(found.remarks),
         }
+    finally:
+        checkpoint.store.close()
+
+
+def _draft(source: "Source") -> str:
+    from qkspec.layouts.draft import draft
+
+    checkpoint = source.open()
+    try:
+        return draft(checkpoint)
     finally:
         checkpoint.store.close()
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from qkspec.checkpoints.store import Checkpoint
-from qkspec.errors import LayoutError
+from qkspec.errors import LayoutError, UnknownLayoutError
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.modules import Module
 
@@ -70,7 +70,7 @@ def unrecognised(checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequenc
             f"{_file(checkpoint)} calls itself {stated}, but has no tensor like {wanted} (it has {sample}, …)"
         )
     what = f"model_type {stated!r}" if isinstance(stated, str) else "a model without a model_type"
-    return LayoutError(
+    return UnknownLayoutError(
         f"{_file(checkpoint)}: {what} with tensors like {sample} matches no known layout; "
         "`qkspec inspect` drafts a layout file for --layout"
     )

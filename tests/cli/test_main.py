@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 def program(*arguments, **options):
     """Run qkspec as a user does."""
     command = [sys.executable, "-m", "qkspec", *map(str, arguments)]
-    known = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT, "check": False}
-    return subprocess.run(command, **{**known, **options})
+    known = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT}
+    return subprocess.run(command, check=False, **{**known, **options})
 
 
 def gpt2(folder, *, layers=2, heads=2, width=16, seed=0, size=1.0, spoil=None):
