@@ -137,9 +137,7 @@ def random_init(d: int, d_k: int, d_q: int, s: int, draws: int = 32) -> tuple[fl
     Returns:
         (low, high) of SEC(d_q, s) and the median effective rank.
     """
-    rng = np.random.default_rng((d, d_k, d_q, s))
-    cores = np.stack([_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(draws)])
-    sigma: F64 = np.asarray(np.linalg.svd(cores, compute_uv=False), dtype=np.float64)
+    sigma = _random_sigma(d, d_k, d_q, draws)
     low, high = np.quantile(sec(sigma, min(s, sigma.shape[1])), (0.05, 0.95))
     return float(low), float(high), float(np.median(spectral_effective_rank(sigma)))
 
@@ -348,6 +346,16 @@ def _normalised_logit_std(layer: QKLayer) -> F64:
 
 def _or_ones(gain: Array | None, heads: int, d_q: int) -> F64:
     return np.ones((heads, d_q)) if gain is None else gain.astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def _random_sigma(d: int, d_k: int, d_q: int, draws: int) -> F64:
+    """Draw the singular values of random heads, (draws, d_q): the same for every s of SEC, and not to be written to."""
+    rng = np.random.default_rng((d, d_k, d_q, star(d_q)))
+    cores = np.stack([_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(draws)])
+    sigma: F64 = np.asarray(np.linalg.svd(cores, compute_uv=False), dtype=np.float64)
+    sigma.setflags(write=False)
+    return sigma
 
 
 def _bartlett(rng: np.random.Generator, d: int, d_q: int) -> F64:

@@ -125,6 +125,17 @@ def test_random_init_band(d, d_q, low, high):
     assert found[0] - 0.01 < secs.min() <= secs.max() < found[1] + 0.01
 
 
+def test_the_bands_of_a_shape_rest_on_one_draw():
+    metrics._random_sigma.cache_clear()
+    bands = [metrics.random_init(96, 80, 16, s) for s in range(1, 17)]
+    assert metrics._random_sigma.cache_info().misses == 1
+    assert len({rank for *_, rank in bands}) == 1
+    lows, highs = np.array([band[:2] for band in bands]).T
+    assert (np.diff(lows) > 0).all()
+    assert (np.diff(highs) >= 0).all()
+    assert (lows[-1], highs[-1]) == pytest.approx((1, 1))
+
+
 def test_every_metric_is_measured_and_named():
     values, sigma = metrics.measure(random_layer(), sizes=(1, 3))
     assert tuple(values) == metrics.names((1, 3))
