@@ -255,7 +255,7 @@ def _has_steps(readings: Readings) -> bool:
 def _random_ranks(readings: Readings) -> F64:
     out = np.empty(len(readings))
     shapes = np.stack([readings["d_model"], readings["d_q"]], axis=1).astype(np.int64)
-    for d, d_q in np.unique(shapes, axis=0):
+    for d, d_q in set(zip(*shapes.T.tolist(), strict=True)):  # np.unique would import numpy.ma
         rank = metrics.random_init(int(d), int(d), int(d_q), metrics.star(int(d_q)))[2]
         out[(shapes == (d, d_q)).all(axis=1)] = rank
     return out

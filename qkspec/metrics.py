@@ -24,6 +24,7 @@ from qkspec.spectrum import Spectra, spectra
 F64 = NDArray[np.float64]
 
 DEFAULT_SIZES = (1, 2, 4, 8)  # the s of sec_s
+EMBEDDED = ("embedded_entropy", "embedded_rank", "embedded_diagonal", "embedded_columns", "embedded_logit_std")
 MEASURED = ("measured_entropy", "measured_rank", "measured_diagonal", "measured_columns", "measured_logit_std")
 
 
@@ -212,18 +213,22 @@ def at_offsets(layer: QKLayer, offsets: Sequence[int]) -> dict[str, F64]:
     return out
 
 
-def on_activations(layer: QKLayer, x: Array | None, y: Array | None = None) -> dict[str, F64]:
-    """Return the indices of a module's real attention maps, (heads,) each; NaN where it was given no activations.
+def on_activations(
+    layer: QKLayer, x: Array | None, y: Array | None = None, *, kind: str = "measured"
+) -> dict[str, F64]:
+    """Return the indices of a module's maps of given inputs, (heads,) each; NaN where there are none.
 
     Args:
         layer: the module.
         x: (batch, tokens, d) what its query projection was given in a forward pass, behind the input norm.
         y: (batch, tokens, d') likewise for the keys; None in self-attention.
+        kind: "measured" for real activations, "embedded" for embeddings of random tokens.
     """
+    columns = MEASURED if kind == "measured" else EMBEDDED
     if x is None:
-        return {name: np.full(layer.heads, np.nan) for name in MEASURED}
+        return {name: np.full(layer.heads, np.nan) for name in columns}
     indices, std = measured(layer, x.astype(np.float32), None if y is None else y.astype(np.float32))
-    return dict(zip(MEASURED, (indices.entropy, indices.rank, indices.diagonal, indices.columns, std), strict=True))
+    return dict(zip(columns, (indices.entropy, indices.rank, indices.diagonal, indices.columns, std), strict=True))
 
 
 @dataclass(frozen=True)
@@ -270,13 +275,18 @@ def sec_metrics(sizes: Sequence[int]) -> tuple[Metric, ...]:
 
 
 def names(
-    sizes: Sequence[int] = DEFAULT_SIZES, offsets: Sequence[int] = (), *, activations: bool = False
+    sizes: Sequence[int] = DEFAULT_SIZES,
+    offsets: Sequence[int] = (),
+    *,
+    activations: bool = False,
+    embeddings: bool = False,
 ) -> tuple[str, ...]:
     """Return the metric columns in the order of heads.csv; those of offsets and of activations stand last."""
     ordered = [metric.name for metric in METRICS]
     at = ordered.index("s99") + 1
     further = [f"{name}_at_{offset}" for offset in offsets for name in ("sigma1", "sec_star")]
-    return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further, *(MEASURED if activations else ()))
+    further += [*(EMBEDDED if embeddings else ()), *(MEASURED if activations else ())]
+    return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further)
 
 
 def measure(

@@ -53,6 +53,7 @@ _MEANINGS = {
 
 GRAVITY = tuple(Verdict)  # the order of the enum, for sorting
 BY_SEC = "concentrated by SEC"
+KINDS = ("predicted", "embedded", "measured")  # of maps: of isotropic tokens, of embeddings, of real activations
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Limits:
         freezing: large at or above this κ = logit std / √(2 ln T).
         certain: κ from which a frozen row is expected.
         entropy: the predicted map is sparse at or below this mean row entropy / ln T.
+        embedded_entropy: the same for a map of embedded tokens.
         measured_entropy: the same for a map measured on real activations, which are not isotropic.
         map_rank: the map is of low rank at or below this effective rank / T.
         diagonal: the map is diagonal at or above this mean mass on the diagonal.
@@ -76,6 +78,7 @@ class Limits:
     freezing: float = 0.45
     certain: float = 1.0
     entropy: float = 0.8
+    embedded_entropy: float = 0.5
     measured_entropy: float = 0.3
     map_rank: float = 0.4
     diagonal: float = 0.5
@@ -85,7 +88,7 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and (isinstance(value, bool) or not math.isfinite(value) or value < 0):
                 raise UsageError(f"limit {field.name} is {value!r}: give a number that is not negative")
-        for name in ("sec", "entropy", "measured_entropy", "map_rank", "diagonal"):
+        for name in ("sec", "entropy", "embedded_entropy", "measured_entropy", "map_rank", "diagonal"):
             value = getattr(self, name)
             if value is not None and value > 1:
                 raise UsageError(f"limit {name} is {value!r}: it lies between 0 and 1")
@@ -233,11 +236,11 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
         return np.full(rows, float(limit))
 
     rank = np.minimum(limits.effective_rank, np.maximum(random_rank / 2, 1.0))
-    entropy, measured = _measured(readings, "entropy")
-    map_rank, _ = _measured(readings, "rank")
-    diagonal, _ = _measured(readings, "diagonal")
-    kind = "measured" if rows and measured.all() else "predicted"
-    sparse = np.where(measured, limits.measured_entropy, limits.entropy)
+    entropy, kinds = _map_index(readings, "entropy")
+    map_rank, _ = _map_index(readings, "rank")
+    diagonal, _ = _map_index(readings, "diagonal")
+    kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
+    sparse = np.array([limits.entropy, limits.embedded_entropy, limits.measured_entropy])[kinds]
     tests = [
         _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),
         _Test("large", "freezing_ratio", ">=", readings.metric("freezing_ratio"), at(limits.freezing)),
@@ -250,8 +253,12 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     return tests
 
 
-def _measured(readings: Readings, index: str) -> tuple[F64, Truth]:
-    """Return an index of the map, measured where there is one and predicted elsewhere, and where it was measured."""
-    measured = readings.metric(f"measured_{index}")
-    known = np.isfinite(measured)
-    return np.where(known, measured, readings.metric(f"predicted_{index}")), known
+def _map_index(readings: Readings, index: str) -> tuple[F64, NDArray[np.int64]]:
+    """Return an index of each row's map, of the best kind that there is, and the kind's place in KINDS."""
+    values = readings.metric(f"{KINDS[0]}_{index}").copy()
+    kinds = np.zeros(len(readings), dtype=np.int64)
+    for place, kind in enumerate(KINDS[1:], start=1):
+        better = readings.metric(f"{kind}_{index}")
+        known = np.isfinite(better)
+        values[known], kinds[known] = better[known], place
+    return values, kinds

@@ -13,6 +13,7 @@ from qkspec.cli.options import (
     Baseline,
     CacheFolder,
     Context,
+    Embeddings,
     Heads,
     Layers,
     LayoutFile,
@@ -78,6 +79,7 @@ def gate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a summary in Markdown here.")] = None,
     baseline: Baseline = None,
     margin: Margin = None,
+    embeddings: Embeddings = None,
     activations: Activations = None,
     layers: Layers = None,
     heads: Heads = None,
@@ -115,7 +117,8 @@ def gate(
     rules = policy(given, written, where if policy_file is None else str(policy_file))
     flags = Flags(
         None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
-        device, engine, ray_address, cache, no_cache, activations=activations, revisions=revisions,
+        device, engine, ray_address, cache, no_cache,
+        activations=activations, embeddings=embeddings, revisions=revisions,
     )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None

@@ -111,6 +111,14 @@ Activations = Annotated[
         rich_help_panel=_MEASURE,
     ),
 ]
+Embeddings = Annotated[
+    bool | None,
+    typer.Option(
+        "--embeddings",
+        help="Predict maps of embedded random tokens, too, where the checkpoint has the embeddings.",
+        rich_help_panel=_MEASURE,
+    ),
+]
 Baseline = Annotated[
     str | None,
     typer.Option("--baseline", help="Report directory of a healthy run, whose bands the heads are held against."),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_SETTINGS_BYTES = 1 << 20
 KEYS = (
     "s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate",
-    "device", "engine", "ray_address", "cache", "offsets", "activations",
+    "device", "engine", "ray_address", "cache", "offsets", "activations", "embeddings",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class Flags:
     keep_spectra: bool = False
     offsets: str | None = None
     activations: str | None = None
+    embeddings: bool | None = None
     revisions: str | None = None
 
 
@@ -110,6 +111,7 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         offsets=tuple(
             sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
         ),
+        embeddings=_switch("embeddings", table, where) if flags.embeddings is None else flags.embeddings,
         activations=flags.activations or _text(table, "activations", where),
     )
 
@@ -205,6 +207,13 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{name} must be a table")
     return {str(key).replace("-", "_"): item for key, item in value.items()}
+
+
+def _switch(key: str, table: Mapping[str, Any], where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {key} must be true or false")
+    return value
 
 
 def _whole(flag: int | None, table: Mapping[str, Any], key: str, where: str) -> int | None:

@@ -107,7 +107,9 @@ def draw(modes: Sequence["Mode"], path: Path) -> None:
         axes = figure.subplots(2, len(modes), squeeze=False, height_ratios=[2.2, 1])
         for i, mode in enumerate(modes):
             axes[0, i].imshow(mode.map, cmap="viridis", norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
-            axes[0, i].set(title=f"{mode.name} mode: {mode.verdict.value}", xlabel="key", ylabel="query" if i == 0 else "")
+            axes[0, i].set(
+                title=f"{mode.name} mode: {mode.verdict.value}", xlabel="key", ylabel="query" if i == 0 else ""
+            )
             axes[0, i].grid(visible=False)
             energy = np.cumsum(mode.sigma**2) / np.sum(mode.sigma**2)
             axes[1, i].plot(np.arange(1, len(energy) + 1), energy, color="#0969da")

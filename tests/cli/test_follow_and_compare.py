@@ -82,7 +82,7 @@ def test_watch_refuses_what_makes_no_sense(wrong, short, capsys):
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_watch_ends_when_told(short, sent, code):
-    command = [sys.executable, "-m", "qkspec", "watch", str(short), "--every", "0.2"]
+    command = [sys.executable, "-m", "qkspec", "watch", str(short), "--every", "0.2", "--until-idle", "60"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert "step 0" in process.stdout.readline()
         time.sleep(0.2)
@@ -151,7 +151,7 @@ def test_what_a_report_and_a_policy_hold_can_be_looked_up():
     from qkspec.theorem import Limits, Verdict
 
     known = terms()
-    wanted = {*names((1, 2, 4, 8), activations=True), *(v.value.replace(" ", "_") for v in Verdict)}
+    wanted = {*names((1, 2, 4, 8), activations=True, embeddings=True), *(v.value.replace(" ", "_") for v in Verdict)}
     wanted |= {f"limit_{f.name}" for f in fields(Limits)} | {f.name for f in fields(Policy)}
     assert wanted <= set(known)
     assert all(known[f"limit_{f.name}"].split(": ", 1)[1] for f in fields(Limits))

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from build import random_layer
+
+from qkspec import embeddings
+from qkspec.analysis import Settings, analyze
+from qkspec.checkpoints.memory import from_state_dict
+from qkspec.metrics import EMBEDDED
+from qkspec.qk import Norm
+
+
+def checkpoint(**tensors):
+    rng = np.random.default_rng(0)
+    known = {
+        "transformer.wte.weight": rng.standard_normal((50, 32)),
+        "transformer.wpe.weight": np.arange(64 * 32).reshape(64, 32) / 99,
+    }
+    return from_state_dict({name: value.astype(np.float32) for name, value in {**known, **tensors}.items()})
+
+
+def test_inputs_are_rows_of_the_embeddings_at_their_places_behind_the_norm():
+    gain = np.linspace(1, 2, 32)
+    layer = random_layer(d=32, q_input=Norm("layer", gain=gain, bias=gain))
+    made = checkpoint()
+    found = embeddings.inputs(made, layer)
+    assert found.shape == (4, 64, 32)
+    tokens, places = (made.store.read(f"transformer.{name}.weight").astype(float) for name in ("wte", "wpe"))
+    for sequence in found:
+        for place, row in enumerate(sequence):
+            sums = tokens + places[place]
+            centred = sums - sums.mean(1, keepdims=True)
+            normal = centred / centred.std(1, keepdims=True) * gain + gain
+            assert np.abs(normal - row).max(axis=1).min() < 1e-4, "it is some token's"
+
+
+def test_the_tokens_are_the_same_for_every_checkpoint():
+    layer = random_layer(d=32)
+    np.testing.assert_array_equal(embeddings.inputs(checkpoint(), layer), embeddings.inputs(checkpoint(), layer))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [random_layer(d=16), random_layer(d=32, block="decoder.cross"), random_layer(d=32, unknown=("input norm",))],
+    ids=["width", "cross", "norm"],
+)
+def test_nothing_is_made_up_where_the_embeddings_do_not_tell(layer):
+    assert embeddings.inputs(checkpoint(), layer) is None
+
+
+def test_without_token_embeddings_there_is_nothing():
+    bare = from_state_dict({"h.0.attn.c_attn.weight": np.zeros((32, 96), dtype=np.float32)})
+    assert embeddings.inputs(bare, random_layer(d=32)) is None
+
+
+def test_analyze_with_embeddings_judges_by_their_map(tmp_path):
+    from transformers import GPT2Config, GPT2Model
+
+    model = GPT2Model(
+        GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    )
+    model.save_pretrained(tmp_path / "checkpoint")
+    report = analyze([tmp_path / "checkpoint"], Settings(embeddings=True))
+    assert all(np.isfinite(report.readings.metric(name)).all() for name in EMBEDDED)
+    found = {c.name: c for c in report.evidence(0)}
+    assert (found["sparse"].metric, found["sparse"].limit) == ("embedded_entropy", 0.5)
+
+
+def test_a_checkpoint_that_keeps_no_embeddings_falls_back(sample):
+    report = analyze([sample], Settings(embeddings=True, layers=frozenset({0})))
+    assert np.isnan(report.readings.metric("embedded_entropy")).all()
+    assert {c.name: c for c in report.evidence(0)}["sparse"].metric == "predicted_entropy"
