@@ -104,9 +104,9 @@ def test_no_unfinished_marks(path):
 
 def loaded(*command):
     """Modules that a command line imports."""
-    code = f"import sys; from qkspec.cli import main; main({list(command)!r}); print('\\n'.join(sys.modules), file=sys.stderr)"
+    code = "import sys; from qkspec.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
     return set(done.stderr.split())
 

@@ -27,7 +27,9 @@ def test_first_and_settled_crossing():
 
 def state(**given):
     shape = (2, 4)
-    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "broken")} | {"judged": np.ones(shape, dtype=bool)}
+    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "broken")} | {
+        "judged": np.ones(shape, dtype=bool)
+    }
     return trajectory.run_state(np.array([0, 10]), np.ones(shape), **{**flags, **given})
 
 
