@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -169,17 +168,45 @@ def writer(report: Path, out: Path, times: int) -> subprocess.Popen[str]:
     return process
 
 
-def test_kill_minus_nine_leaves_the_old_report_or_the_new(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
+KILLER = """
+import itertools, os, random, signal, sys, time
+from pathlib import Path
+from qkspec.reports.directory import write_directory
+from qkspec.reports.formats import Format
+from qkspec.reports.saved import load
+reports, out, times = [load(path) for path in sys.argv[1:3]], Path(sys.argv[3]), int(sys.argv[4])
+place = {frozenset(report.states): i for i, report in enumerate(reports)}
+start = time.monotonic()
+for report in reports:
+    write_directory(report, out, formats=(Format.SPECTRA,))
+cycle = (time.monotonic() - start) / 2
+changed, there, moments = 0, 1, random.Random(0)
+for i in range(times):
+    if (child := os.fork()) == 0:
+        for which in itertools.count(1 - there):  # the other one, then this one again, and so on
+            write_directory(reports[which % 2], out, formats=(Format.SPECTRA,))
+    time.sleep(cycle * moments.uniform(0, 2))
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the writer ended by itself"
+    before, there = there, place[frozenset(load(out).states)]  # load() holds every file to its digest
+    changed += there != before
+print(changed)
+"""
+
+
+def test_a_hundred_kills_leave_the_old_report_or_the_new(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
     for report, name in ((one_run, "a"), (two_runs, "b")):
         write_directory(report, tmp_path / name, formats=DATA)
     out = tmp_path / "place" / "out"
-    write_directory(one_run, out, formats=DATA)
-    for i in range(4):
-        process = writer(tmp_path / "ab"[i % 2], out, 1_000)
-        time.sleep(0.02 + 0.013 * i)
-        process.kill()
-        process.communicate()
-        load(out)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path / "a"), str(tmp_path / "b"), str(out), "100"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 5 < int(done.stdout) < 95, "the kills fall on both sides of the exchange"
+    litter = [path.name for path in out.parent.iterdir() if path != out]
+    assert len(litter) > 20, "the kills fall into writing"
+    assert all(name.startswith(".out.") and name.endswith(".qkspec-partial") for name in litter)
 
 
 def test_two_writers_at_once_do_not_hurt_each_other(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
