@@ -142,3 +142,42 @@ def test_cross_attention_has_no_trace():
     assert np.isfinite(found.sigma).all()
     assert np.isnan(found.trace).all()
     assert np.isnan(found.eigenvalues).all()
+
+
+@pytest.mark.parametrize("square", [0.5e-5, 0.9e-5, 1.1e-5, 2e-5, 1e-3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_value_where_the_gram_matrix_only_just_proves_its_factor(square, seed):
+    """On both sides of WELL_CONDITIONED, in both factors at once, against 60 digits."""
+    rng = np.random.default_rng(seed)
+    fall = np.sqrt(np.logspace(0, np.log10(square), 12))
+    q, k = (orthonormal(rng, 12, 12) @ (fall[:, None] * orthonormal(rng, 40, 12).T) for _ in "qk")
+    np.testing.assert_allclose(singular_values(q[None], k[None])[0], exact_values(q, k), rtol=1e-10)
+
+
+@pytest.mark.parametrize("gained", [False, True])
+def test_float32_products_are_good_to_what_float32_weights_determine(gained):
+    """float32 weights are multiplied as they are for eigenvalues and gains; for σ and the trace they are not."""
+    q, k = (0.02 * w.astype(np.float32) for w in draw(0, 4, 2, 16, 512))
+    gains = np.exp(np.random.default_rng(1).standard_normal((2, 512))).astype(np.float32) if gained else (None, None)
+    low = spectra(q, k, *gains)
+    high = spectra(*(None if w is None else w.astype(np.float64) for w in (q, k, *gains)))
+    np.testing.assert_allclose(low.sigma, high.sigma, rtol=1e-12)
+    np.testing.assert_allclose(low.trace, high.trace, rtol=1e-11)
+    np.testing.assert_allclose(low.gained_trace, high.gained_trace, rtol=1e-5)
+    np.testing.assert_allclose(low.gained, high.gained, rtol=1e-6)
+    size = (high.sigma1_q * np.repeat(high.sigma1_k, 2))[:, None]
+    close = np.abs(np.sort_complex(low.eigenvalues) - np.sort_complex(high.eigenvalues)) / size
+    assert np.median(close) < 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.floats(-60, 60))
+def test_gains_are_those_of_the_folded_product(seed, power):
+    rng = np.random.default_rng(seed)
+    q, k = draw(seed, 4, 2, 3, 8)
+    gain_q, gain_k = 10.0**power * np.exp(rng.standard_normal(8)), np.exp(rng.standard_normal(8))
+    found = spectra(q, k, gain_q, gain_k)
+    for h in range(4):
+        m = gain_q[:, None] * (q[h].T @ k[h // 2]) * gain_k
+        assert found.gained[h] == pytest.approx(np.linalg.norm(m))
+        assert found.gained_trace[h] == pytest.approx(np.trace(m), abs=1e-9 * np.abs(m).sum())

@@ -70,20 +70,29 @@ def median(function, repeats, clock):
     return statistics.median(times)
 
 
+# A child's peak memory counts what its parent held when it was started, so a parent that holds nothing starts it.
+LAUNCH = """
+import os, resource, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(status, usage.ru_utime + usage.ru_stime, time.perf_counter() - start, usage.ru_maxrss / 1024)
+"""
+
+
 def process(command, repeats):
-    """Median CPU and wall seconds and peak memory (MB) of a child process."""
-    cpus, walls, peak = [], [], 0.0
+    """Median CPU and wall seconds and peak memory (MB) of a program with its children; the peak is one process's."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    runs = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
-        walls.append(time.perf_counter() - start)
-        cpus.append(usage.ru_utime + usage.ru_stime)
-        peak = max(peak, usage.ru_maxrss / 1024)
+        launch = [sys.executable, "-S", "-c", LAUNCH, *command]
+        done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=True)
+        status, *figures = map(float, done.stdout.split())
         if status:
-            sys.exit(f"{command} ended with status {status}")
-    return statistics.median(cpus), statistics.median(walls), peak
+            sys.exit(f"{command} ended with status {status}: {done.stderr}")
+        runs.append(figures)
+    cpus, walls, peaks = zip(*runs, strict=True)
+    return statistics.median(cpus), statistics.median(walls), max(peaks)
 
 
 def naive(layer):
