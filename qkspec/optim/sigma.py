@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from qkspec.optim.roles import View
 
 _MASK = 0xFFFFFFFF
-_SQUARINGS = 5  # twice, of the whitened Ritz matrix: the quotient of its 1024th power is σ² to 2e-4 at the very worst
+_NOISE = 1e-8  # of ‖y‖²: single precision leaves directions below 1e-7 of ‖y‖ undetermined
 
 
 def cut(view: View, t: Tensor) -> Tensor:
@@ -100,8 +100,10 @@ def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, 
 
     The pencil (y y', z' z) is whitened by a Cholesky factor, slightly shifted so that parallel probes do no harm; its
     leading vector comes from repeated squaring, which needs neither an eigensolver nor the host. σ is the exact
-    quotient of that vector, so it is never above σ₁. The remembered probes take one step of block iteration in
-    whitened form, which lets the fresh ones in.
+    quotient of that vector, so it is never above σ₁. The remembered probes take one step of block iteration
+    with the eighth power of the whitened form, which lets the fresh ones in. Their span does not depend on which vector
+    led: two leading values that are close would turn a rounding error into another vector, and the span would carry it
+    on from step to step.
 
     Args:
         gram: (views, k, k) z' z, float64.
@@ -111,7 +113,8 @@ def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, 
 
     Returns:
         σ (views,), at most σ₁: the largest ‖a'u‖/‖u‖ over u in the span of the images; and (views, k, keep), the
-        combinations of the rows of y to probe with next time, of which the first belongs to σ. Both float64.
+        combinations of the rows of y to probe with next time, of which the first is nearest to σ's vector; a column
+        is zero where the matrix is of too low a rank to tell. Both float64.
     """
     size = gram.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(size > 0, size.rsqrt(), size)[..., None]
@@ -121,22 +124,55 @@ def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, 
     factor = torch.linalg.cholesky_ex(whole + shift * torch.eye(k, dtype=gram.dtype, device=gram.device)).L
     half = torch.linalg.solve_triangular(factor, seen, upper=False)
     white = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    power = white
-    for _ in range(2):  # with trace 1 the leading eigenvalue is at least 1/k, and its 32nd power far from underflow
-        trace = power.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        power = power / torch.where(trace > 0, trace, 1.0)
-        for _ in range(_SQUARINGS):
-            power = power @ power
+    eighth = _squared(_unit_trace(white), 3)
+    power = _squared(_unit_trace(_squared(eighth, 2)), 5)  # the quotient of the 1024th power is σ² to 2e-4 at worst
     strongest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, k, 1)
-    chosen = torch.cat([power.gather(-1, strongest), white[..., : keep - 1]], -1)
+    chosen = torch.cat([power.gather(-1, strongest), eighth[..., :keep]], -1)
     chosen = normalize(torch.linalg.solve_triangular(factor.mT, chosen, upper=True), dim=-2, eps=1e-300)
+    reach = seen @ chosen
     top = chosen[..., :1]
-    above, below = ((top.mT @ pencil @ top)[:, 0, 0] for pencil in (seen, whole))
-    return torch.where(below == 0, below, above / below).sqrt(), chosen * scale
+    above, below = (top.mT @ reach[..., :1])[:, 0, 0], (top.mT @ whole @ top)[:, 0, 0]
+    found = torch.where(below == 0, below, above / below).sqrt()
+    return found, _orthonormal(chosen[..., 1:], reach) * scale
+
+
+def _unit_trace(a: Tensor) -> Tensor:
+    """Divide by the trace: the leading eigenvalue is then at least 1/k, and its 32nd power far from underflow."""
+    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return a / torch.where(trace > 0, trace, 1.0)
+
+
+def _squared(a: Tensor, times: int) -> Tensor:
+    for _ in range(times):
+        a = a @ a
+    return a
+
+
+def _orthonormal(span: Tensor, reach: Tensor) -> Tensor:
+    """Return combinations that span the same rows of y, orthonormal in y y', the first nearest to the leading vector.
+
+    A direction of which less than 1e-4 is left may be nothing but rounding: zero.
+
+    Args:
+        span: (views, k, keep).
+        reach: y y' times the leading vector and the columns of span, (views, k, 1 + keep).
+    """
+    gram = span.mT @ reach
+    noise = _NOISE * gram[..., 1:].diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    noise = torch.where(noise > 0, noise, 1.0)
+    factor = torch.linalg.cholesky_ex(gram[..., 1:] + torch.diag_embed(noise.expand(-1, span.shape[-1]))).L
+    kept = factor.diagonal(dim1=-2, dim2=-1).square() > 4 * noise
+    both = torch.linalg.solve_triangular(factor, torch.cat([span.mT, gram[..., :1]], -1), upper=False)
+    rows, mirror = (both * kept[..., None]).split_with_sizes([span.shape[-2], 1], -1)
+    length = torch.linalg.vector_norm(mirror, dim=-2)  # Householder: the first row is turned to the leading vector
+    mirror = mirror.clone()
+    mirror[:, 0] += length.copysign(mirror[:, 0])
+    mirror = normalize(mirror, dim=-2, eps=1e-300)
+    return (rows - 2 * mirror @ (mirror.mT @ rows)).mT
 
 
 def remember(chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Return the next probes, (views, keep, n) unit vectors; one that a zero matrix would erase stays as it was.
+    """Return the next probes, (views, keep, n) unit vectors; one that the matrix would erase stays as it was.
 
     Args:
         chosen: (views, k, keep) from ``ritz``.

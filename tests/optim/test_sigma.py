@@ -48,7 +48,7 @@ def test_never_above_sigma1_and_exact_where_the_probes_span(m, n, seed, dtype, s
     assert sigma1(a) * (1 - slack) <= upper <= sigma1(a) * min(m, n) ** 0.125 * (1 + 2e-5)
     tracked = image_norm2([a], basis[:1]).sqrt().item()
     assert tracked <= sigma1(a) * (1 + slack)
-    assert tracked >= found * (1 - 1e-4)
+    assert tracked >= found * 0.95  # the first probe is the remembered span's best, not all of y's
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -101,3 +101,37 @@ def test_the_stream_looks_independent():
     assert (torch.corrcoef(steps) - torch.eye(40)).abs().max() < 5 / 64
     lagged = torch.corrcoef(torch.stack([x[0, :-1], x[0, 1:]]))
     assert lagged[0, 1].abs() < 5 / 64
+
+
+@pytest.mark.parametrize("kind", ["noise", "signal", "spike", "rank 1"])
+def test_what_is_remembered_does_not_depend_on_rounding(kind):
+    """Rows summed in one go against two halves, as ranks do, over 60 matrices that drift: a chaotic memory parts."""
+
+    def matrices():
+        gen = torch.Generator().manual_seed(0)
+        base = torch.randn(96, 1, generator=gen) @ torch.randn(1, 80, generator=gen)
+        a = torch.zeros(96, 80)
+        for _ in range(60):
+            noise = torch.randn(96, 80, generator=gen)
+            one = torch.randn(96, 1, generator=gen) @ torch.randn(1, 80, generator=gen)
+            a = (
+                0.9 * a
+                + {"noise": noise, "signal": base + 0.3 * noise, "spike": base + 1e-4 * noise, "rank 1": one}[kind]
+            )
+            yield a
+
+    def follow(halves):
+        basis = None
+        for step, a in enumerate(matrices()):
+            for r in range(1 if step else 8):
+                new = fresh(keys(1) + r, torch.tensor(step), 8 if basis is None else 4, 80)
+                x = new if basis is None else torch.cat([basis, new], 1)
+                passed = [products(part[None], x) for part in (a.chunk(2) if halves else [a])]
+                gram, y = (sum(p[i] for p in passed) for i in (0, 1))
+                found, chosen = ritz(gram, y @ y.mT, 4, 1e-6)
+                basis = remember(chosen, y, x)
+            yield found.item(), basis
+
+    for (one, basis), (two, other) in zip(follow(halves=False), follow(halves=True), strict=True):
+        assert one == pytest.approx(two, rel=2e-5 if kind == "rank 1" else 2e-6)
+        assert (basis - other).abs().max() < 1e-2
