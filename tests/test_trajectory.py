@@ -65,3 +65,20 @@ def test_surge_is_growth_of_the_median_head():
     assert trajectory.run_state(steps, fast, judged=np.ones((3, 4), dtype=bool), **flags).surge == 2
     slow = np.exp(0.01 * steps)[:, None] * np.ones((1, 4))
     assert trajectory.run_state(steps, slow, judged=np.ones((3, 4), dtype=bool), **flags).surge is None
+
+
+def test_the_step_at_which_a_quarter_was_concentrated_and_large():
+    assert state(both=heads((1, 0, 0, 0))).crossed == 10
+    assert state(both=heads((0, 0, 0, 0), (1, 0, 0, 0))).crossed == 0
+    assert state().crossed is None
+    few = heads((1, 0, 0, 0))
+    assert state(both=few, judged=np.array([[1, 1, 1, 1], [0, 1, 1, 1]], dtype=bool)).crossed is None
+
+
+def test_the_largest_growth_of_the_median_head():
+    steps = np.array([0, 10, 20])
+    sigma = np.exp(np.array([[0.0, 0, 0], [1, 2, 9], [1, 2, 9.5]]))
+    flags = {name: np.zeros((3, 3), dtype=bool) for name in ("malignant", "both", "broken")}
+    found = trajectory.run_state(steps, sigma, judged=np.ones((3, 3), dtype=bool), **flags)
+    assert found.growth == pytest.approx(0.2)
+    assert np.isnan(state(malignant=heads((0, 0, 0, 0))).growth) or state().growth == 0
