@@ -51,7 +51,7 @@ class Tokens(Data):
         top = int(ids.max())
         if top >= config.vocab:
             raise InputError(f"{name}: token id {top} is outside --vocab {config.vocab}; set --vocab {top + 1} or more")
-        self.digest = hashlib.sha256(ids.tobytes()).hexdigest()
+        self.digest = hashlib.sha256(ids.data).hexdigest()  # read through, not copied: a .bin may exceed memory
 
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return ids and the ids that follow them, both (batch, context) int64."""

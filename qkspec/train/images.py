@@ -60,7 +60,7 @@ class Digits(Images):
             raise UsageError("--data digits has images of 8 x 8 pixels and one channel: --image-size 8 --channels 1")
         digits = load_digits()
         self._pixels = (digits.images[:, None] / 8 - 1).astype(np.float32)  # 0 to 16 becomes -1 to 1
-        digest = hashlib.sha256(self._pixels.tobytes()).hexdigest()
+        digest = hashlib.sha256(self._pixels.data).hexdigest()
         super().__init__(digits.target.astype(np.int64), config, "scikit-learn digits", digest)
 
     def pixels(self, index: NDArray[np.int64]) -> NDArray[np.float32]:

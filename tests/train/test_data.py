@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,17 @@ def test_nanogpt_tokens_are_read_as_uint16(tiny: TrainConfig, tmp_path: Path) ->
     assert x.min() >= 300
     with pytest.raises(InputError, match="--vocab 1300"):
         data.load(dataclasses.replace(tiny, data=str(path)))
+
+
+def test_a_bin_is_hashed_without_a_copy_in_memory(tiny: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "train.bin"
+    (np.arange(8_000_000, dtype="<u2") % 256).tofile(path)
+    tracemalloc.start()
+    digest = data.load(dataclasses.replace(tiny, data=str(path))).digest
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert peak < 4_000_000  # of 16 MB
 
 
 def test_the_standard_library_is_there_and_the_same_twice() -> None:
