@@ -206,7 +206,7 @@ def _block_norms(entries: Sequence[_Entry], steps: Sequence[Tensor], how: Estima
         extra = []
         if r == rounds - 1:
             extra = [(sigma.image_norm2(e.weights, e.stack.basis_w[:, e.j, 0]), e.group) for e in tracked]
-            extra += [(sigma.inner(e.update), e.group) for e in entries] if how.certified else []
+            extra += [(sigma.inner(e.update, whole=e.group is None), e.group) for e in entries] if how.certified else []
         found, sums = _measure(probes, extra)
     weights = dict(zip(map(id, renewed), found[len(entries) :], strict=True))
     weights |= dict(zip(map(id, tracked), (s.sqrt() for s in sums[: len(tracked)]), strict=True))

@@ -168,7 +168,8 @@ def _orthonormal(span: Tensor, reach: Tensor) -> Tensor:
     mirror = mirror.clone()
     mirror[:, 0] += length.copysign(mirror[:, 0])
     mirror = normalize(mirror, dim=-2, eps=1e-300)
-    return (rows - 2 * mirror @ (mirror.mT @ rows)).mT
+    turned: Tensor = rows - 2 * mirror @ (mirror.mT @ rows)
+    return turned.mT
 
 
 def remember(chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -214,13 +215,18 @@ def image_norm2(matrices: Sequence[Tensor], v: Tensor) -> Tensor:
     return length.square()
 
 
-def inner(a: Tensor) -> Tensor:
-    """Return a'a (views, n, n) in the matrix's precision; with the rows divided among ranks, their results add up."""
-    return a.mT @ a
+def inner(a: Tensor, *, whole: bool = True) -> Tensor:
+    """Return a'a (views, n, n), or a a' (views, m, m) where that is smaller, in the matrix's precision.
+
+    Args:
+        a: (views, m, n).
+        whole: all rows are here; where they are divided among ranks it is always a'a, since those results add up.
+    """
+    return a @ a.mT if whole and a.shape[-2] < a.shape[-1] else a.mT @ a
 
 
 def schatten8(gram: Tensor) -> Tensor:
-    """Return the Schatten-8 norm (Σσ⁸)^(1/8) >= σ₁ from a'a (views, n, n): above by at most n^(1/8).
+    """Return the Schatten-8 norm (Σσ⁸)^(1/8) >= σ₁ from ``inner`` (views, n, n): above by at most n^(1/8).
 
     On updates it is 0 to 2 % above.
 

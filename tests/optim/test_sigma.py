@@ -65,6 +65,16 @@ def test_noise_is_followed_from_step_to_step():
     assert estimate(a, rounds=12)[0] >= 0.99 * sigma1(a)
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 50), (2, 50, 6), (3, 7, 7)])
+def test_the_upper_bound_takes_the_smaller_side_and_shards_add_up(shape):
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert inner(a).shape[-1] == min(shape[1:])
+    parts = sum(inner(part, whole=False) for part in a.chunk(2, 1))
+    exact = [torch.linalg.svdvals(m).pow(8).sum().pow(1 / 8).item() for m in a]
+    for gram in (inner(a), parts):
+        assert schatten8(gram).tolist() == pytest.approx(exact, 1e-9)
+
+
 def test_zero_nan_and_infinite_matrices():
     for m, n in ((20, 30), (3, 2)):
         zero, basis = estimate(torch.zeros(m, n))
