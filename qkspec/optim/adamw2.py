@@ -238,7 +238,7 @@ class AdamW2(torch.optim.AdamW):
             return None
         need = sum(stack.elements for stack in stacks)
         if p.dtype not in self._scratch or self._scratch[p.dtype].numel() < need:
-            self._scratch[p.dtype] = torch.empty(need, dtype=p.dtype)
+            self._scratch[p.dtype] = torch.empty(need, dtype=p.dtype, device=p.device)
         return self._scratch[p.dtype]
 
 

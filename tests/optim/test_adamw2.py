@@ -441,3 +441,16 @@ def test_the_table_says_what_is_what():
     assert table[0].split()[-2:] == ["embedding", "free"]
     assert table[1].endswith("[q], [k], [v]")
     assert table[-2].endswith("free")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_everything_lies_where_the_parameter_lies(batched):
+    """Whatever the default device: a tensor made without one would land on it, and the step would fail."""
+    net = Net()
+    opt = AdamW2(net.named_parameters(), 1e-2, batched=batched, certified=True)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    with torch.device("meta"):
+        opt.step()
+        opt.step()
+    assert len(opt.readings()) == 5
