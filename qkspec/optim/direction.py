@@ -42,11 +42,11 @@ def moments(p: Tensor, state: dict[str, Any]) -> Moments:
 
 def uses_fused(group: dict[str, Any], p: Tensor) -> bool:
     """Whether torch's fused kernel does the element-wise part: when asked for, or by default on CPU and CUDA."""
-    if group["eps_mode"] == "inside" or group["foreach"] is not None:
+    if group["eps_mode"] == "inside":
         return False
     if group["fused"] is not None:
         return bool(group["fused"])
-    return p.device.type in ("cpu", "cuda") and p.is_floating_point()
+    return group["foreach"] is None and p.device.type in ("cpu", "cuda") and p.is_floating_point()
 
 
 def direction(m: Moments, group: dict[str, Any]) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from qkspec.errors import UsageError
 from qkspec.optim.adamw2 import AdamW2
+from qkspec.optim.direction import uses_fused
 from qkspec.optim.roles import Role
 from qkspec.optim.sigma import fresh, key
 
@@ -454,3 +455,11 @@ def test_everything_lies_where_the_parameter_lies(batched):
         opt.step()
         opt.step()
     assert len(opt.readings()) == 5
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_fused_is_what_torch_takes_it_for(foreach, fused):
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    group = AdamW2([p], foreach=foreach, fused=fused).param_groups[0]
+    assert uses_fused(group, p) is (fused if fused is not None else foreach is None)
