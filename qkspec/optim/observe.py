@@ -79,7 +79,7 @@ class Observer:
                 moved = before - local(p).detach()
                 if group.get("decoupled_weight_decay", False):
                     moved = moved - lr * group["weight_decay"] * before
-                shape = (p.shape[0], -1)
+                shape = (p.shape[0] if p.ndim else 1, -1)
                 for j, view in enumerate(cuts):
                     self._names.append(view.name)
                     w, u = (sigma.matrix(view, t.reshape(shape))[None] for t in (before, moved))

@@ -163,9 +163,9 @@ def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
 def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, seed: int) -> Stack:
     p = members[0].param
     here, shard = local(p), shard_of(p, members[0].name)
-    shape = (here.shape[0], prod(p.shape[1:]))
+    shape = _flat(here.shape)
     views = local_views(members[0].views, shard)
-    whole = (p.shape[0], shape[1])
+    whole = _flat(p.shape)
     sides = [_sides(view, whole) for view in members[0].views]
     n = sides[0][1]
     cold = "basis_u" not in state[p]
@@ -183,6 +183,11 @@ def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, se
     units = [[sqrt(m) + sqrt(n)] * len(members) for m, n in sides]
     sizes = torch.tensor(units, dtype=torch.float64, device=here.device)
     return Stack(members, views, shape, shard, keys[0], keys[1], bases[0], bases[1], sizes, cold)
+
+
+def _flat(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (rows, columns) of a parameter as a matrix; a number is 1 x 1."""
+    return (shape[0], prod(shape[1:])) if shape else (1, 1)
 
 
 def _sides(view: View, whole: tuple[int, int]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import torch
 from qkspec.errors import UsageError
 from qkspec.optim.adamw2 import AdamW2
 from qkspec.optim.direction import uses_fused
+from qkspec.optim.observe import observe
 from qkspec.optim.roles import Role
 from qkspec.optim.sigma import fresh, key
 
@@ -463,3 +464,19 @@ def test_fused_is_what_torch_takes_it_for(foreach, fused):
     p = torch.nn.Parameter(torch.ones(3, 3))
     group = AdamW2([p], foreach=foreach, fused=fused).param_groups[0]
     assert uses_fused(group, p) is (fused if fused is not None else foreach is None)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_number_is_bounded_as_a_matrix_of_one_entry(batched):
+    number, matrix = (torch.nn.Parameter(torch.full(s, 2.0)) for s in ((), (1, 1)))
+    ours = AdamW2([("number", number), ("matrix", matrix)], 0.1, exempt=(), batched=batched)
+    for _ in range(3):
+        number.grad, matrix.grad = torch.tensor(3.0), torch.tensor([[3.0]])
+        ours.step()
+    assert 1.97 < number.item() == matrix.item() < 1.98
+    assert [r.bound for r in ours.readings()] == [True, True]
+    sgd = torch.optim.SGD([number], 0.1)
+    watched = observe(sgd, exempt=())
+    number.grad = torch.tensor(3.0)
+    sgd.step()
+    assert watched.readings()[0].sigma1_u == pytest.approx(3.0, 1e-4)
