@@ -165,8 +165,10 @@ def truncate(
     update, upper = norms.update / stretch, norms.upper / stretch
     limit = torch.maximum(norms.weight, floor) * group["tau"]
     limit = limit * (1 - sigma.margin(torch.float32)) / upper if certified else limit / update
-    rate = group["lr"]  # a number is filled in, not copied over: a copy would wait for the device
-    lr = torch.full_like(limit, rate) if isinstance(rate, float | int) else rate.to(limit).expand_as(limit)
+    rate = group["lr"]  # what the host knows is filled in, not copied over: a copy would wait for the device
+    if isinstance(rate, Tensor) and rate.device.type == "cpu":
+        rate = rate.item()
+    lr = rate.to(limit).expand_as(limit) if isinstance(rate, Tensor) else torch.full_like(limit, rate)
     bound = limit < lr
     alpha = torch.where(bound, limit, lr)
     if "found_inf" in scaler:

@@ -1,9 +1,11 @@
 """What a GPU would be asked to do, counted on a CPU: the batched backend runs the same operations on both."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qkspec.optim.adamw2 import AdamW2
+from qkspec.optim.bounding import Norms, truncate
 
 VIEWS = (
     "view", "reshape", "unbind", "select", "slice", "expand", "transpose", "permute", "detach", "split", "narrow",
@@ -50,3 +52,14 @@ def test_a_step_on_gpt2_is_few_operations_and_never_waits():
     print(sum(kernels.values()), sorted(kernels.items(), key=lambda kv: -kv[1])[:12])
     assert not set(count.calls) & set(SYNCS)
     assert sum(kernels.values()) <= 330
+
+
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)])
+def test_the_rate_is_filled_in_and_never_copied_over(lr):
+    norms = Norms(*(torch.ones(4, dtype=torch.float64, device="meta") for _ in range(3)))
+    with Count() as count:
+        truncate(
+            norms, {"lr": lr, "tau": 0.1, "floor": 0.01}, torch.ones(4, device="meta"), 1.0, certified=False, scaler={}
+        )
+    assert count.calls["full_like"] == 1
+    assert count.calls["_to_copy"] == 2  # the two flags to float64
