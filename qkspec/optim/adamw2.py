@@ -88,7 +88,8 @@ class AdamW2(torch.optim.AdamW):
             for name, value in ours.items():
                 group.setdefault(name, value)
             _check(group, self._how)
-        self._members()
+        for member, _ in self._members():
+            _check_device(member)
 
     def _forget(self) -> None:
         """Drop everything that can be computed again from the groups and the state."""
@@ -219,8 +220,7 @@ class AdamW2(torch.optim.AdamW):
         assert p.grad is not None
         if p.grad.is_sparse or p.is_complex():
             raise UsageError(f"{member.name}: AdamW2 takes real, dense gradients only")
-        if member.views and p.device.type == "mps":
-            raise UsageError(f"{member.name} is on MPS, which has no float64 for the norms; train on a CPU or on CUDA")
+        _check_device(member)
         on_device = uses_fused(group, p) or group["capturable"]
         if "exp_avg" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=local(p).device if on_device else "cpu")
@@ -240,6 +240,15 @@ class AdamW2(torch.optim.AdamW):
         if p.dtype not in self._scratch or self._scratch[p.dtype].numel() < need:
             self._scratch[p.dtype] = torch.empty(need, dtype=p.dtype, device=p.device)
         return self._scratch[p.dtype]
+
+
+def _check_device(member: Member) -> None:
+    """Refuse a device that cannot compute what the bound is made of."""
+    if member.views and member.param.device.type == "mps":
+        raise UsageError(
+            f"{member.name} is on MPS, which has no float64 for the norms; "
+            "train on a CPU or on CUDA, or with torch.optim.AdamW"
+        )
 
 
 def _check(group: dict[str, Any], how: Estimator) -> None:

@@ -160,6 +160,8 @@ def observe(  # noqa: PLR0913  # AdamW2's settings, one by one as it takes them
             role = choose_role(called, p.shape, roles)
             if any(role.kind == e or fnmatchcase(shown, e) for e in kinds):
                 continue
+            if p.device.type == "mps":
+                raise UsageError(f"{shown} is on MPS, which has no float64 for the norms; observe on a CPU or on CUDA")
             if shard_of(p, shown) is not None:
                 raise UsageError(f"{shown} is sharded; observe a run of one process, or use AdamW2 with a large tau")
             watched.append((p, group, views(shown, role)))

@@ -480,3 +480,14 @@ def test_a_number_is_bounded_as_a_matrix_of_one_entry(batched):
     number.grad = torch.tensor(3.0)
     sgd.step()
     assert watched.readings()[0].sigma1_u == pytest.approx(3.0, 1e-4)
+
+
+def test_a_device_without_float64_is_refused_before_training():
+    class OnMps(torch.nn.Parameter):
+        device = torch.device("mps")  # no such machine is at hand: only what the optimizer asks of it is answered
+
+    p = OnMps(torch.ones(3, 3))
+    for start in (lambda: AdamW2([("w", p)]), lambda: observe(torch.optim.SGD([p]), names=[("w", p)])):
+        with pytest.raises(UsageError, match="MPS, which has no float64"):
+            start()
+    AdamW2([("w", p)], exempt=("w",))
