@@ -65,18 +65,19 @@ def of_module(activations: Mapping[str, F32], layer: QKLayer, checkpoint: str) -
     return None, None
 
 
-def record(model: Any, *args: Any, **kwargs: Any) -> dict[str, F32]:
+def record(model: Any, *args: Any, config: Mapping[str, Any] | None = None, **kwargs: Any) -> dict[str, F32]:
     """Run a torch model once and return what its attention modules were given, by module name, for ``load``'s file.
 
     Args:
         model: a torch module whose state dict qkspec reads; its ``config`` gives the head counts where it has one.
         args: of the forward pass (token ids, images, ...).
+        config: as of config.json, for a model that has none of its own.
         kwargs: likewise.
     """
     import torch
 
-    config: Any = getattr(model, "config", None)
-    plain = config.to_dict() if hasattr(config, "to_dict") else {}
+    own: Any = getattr(model, "config", None)
+    plain = config if config is not None else own.to_dict() if hasattr(own, "to_dict") else {}
     names = [module.name for module in plan(from_state_dict(model.state_dict(), plain)).modules]
     found: dict[str, F32] = {}
     handles = []
