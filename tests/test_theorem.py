@@ -91,7 +91,9 @@ def test_under_qk_norm_the_gains_and_the_map_judge(values, verdict):
     assert judge(row(**(values | BOUND)), applicable=False) == [verdict]
 
 
-@pytest.mark.parametrize(("entropy", "verdict"), [(0.2, Verdict.MALIGNANT), (0.5, Verdict.LARGE), (0.95, Verdict.LARGE)])
+@pytest.mark.parametrize(
+    ("entropy", "verdict"), [(0.2, Verdict.MALIGNANT), (0.5, Verdict.LARGE), (0.95, Verdict.LARGE)]
+)
 def test_a_measured_map_counts_before_a_predicted_one(entropy, verdict):
     measured = {"measured_entropy": entropy, "measured_rank": 0.1, "measured_diagonal": 0.1}
     one = row(**(CONCENTRATED | LARGE | SPARSE | measured))
@@ -116,7 +118,15 @@ def test_the_papers_strict_sec_is_an_option():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"freezing": float("nan")}, {"freezing": -1}, {"entropy": 1.5}, {"sec": 2}, {"map_rank": float("inf")}, {"diagonal": True}]
+    "wrong",
+    [
+        {"freezing": float("nan")},
+        {"freezing": -1},
+        {"entropy": 1.5},
+        {"sec": 2},
+        {"map_rank": float("inf")},
+        {"diagonal": True},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
