@@ -96,7 +96,7 @@ def restore(lab: Lab, run: Path) -> Path | None:
                     lab.model.load_state_dict(load_file(folder / WEIGHTS), strict=not _tied(lab.config))
                 else:
                     lab.model.load_state_dict(whole)
-                lab.optimizer.load_state_dict(saved["optimizer"])
+                _load_optimizer(lab, saved["optimizer"])
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{folder}: its state does not fit this model; resume with the same settings"
@@ -104,6 +104,15 @@ def restore(lab: Lab, run: Path) -> Path | None:
             lab.step = saved["step"]
             return folder
     return None
+
+
+def _load_optimizer(lab: Lab, saved: dict[str, Any]) -> None:
+    """Take over the optimizer's state, but not the settings it was saved with: those are the config's."""
+    groups = lab.optimizer.param_groups
+    wanted = [{k: v for k, v in g.items() if k not in ("params", "param_names", "bounded_steps")} for g in groups]
+    lab.optimizer.load_state_dict(saved)
+    for group, settings in zip(lab.optimizer.param_groups, wanted, strict=True):
+        group.update(settings)
 
 
 def tidy(run: Path) -> None:

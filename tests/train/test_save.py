@@ -85,6 +85,25 @@ def test_restoring_goes_to_the_newest_and_refuses_another_model(tiny: TrainConfi
         save.restore(wider, tmp_path)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw2"])
+def test_what_is_resumed_has_the_settings_that_are_asked_for(tiny: TrainConfig, tmp_path: Path, optimizer: str) -> None:
+    lab = build(dataclasses.replace(tiny, optimizer=optimizer))
+    *_, last = train(lab)
+    save.publish(lab, tmp_path, last)
+    asked = {"tau": 0.25, "weight_decay": 0.75, "beta1": 0.5, "beta2": 0.625, "eps": 1e-3}
+    other = build(dataclasses.replace(lab.config, **asked))
+    save.restore(other, tmp_path)
+    decayed, plain = other.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.75, 0.0)
+    for group, before in zip((decayed, plain), lab.optimizer.param_groups, strict=True):
+        assert (group["betas"], group["eps"]) == ((0.5, 0.625), 1e-3)
+        assert group.get("tau") == (0.25 if optimizer == "adamw2" else None)
+        assert group.get("bounded_steps") == before.get("bounded_steps")
+    weight = decayed["params"][0]
+    ours = lab.optimizer.state[lab.optimizer.param_groups[0]["params"][0]]
+    assert torch.equal(other.optimizer.state[weight]["exp_avg"], ours["exp_avg"])
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
