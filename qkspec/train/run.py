@@ -74,12 +74,14 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
     """
     lab = build(recorded(folder, changes or {}))
     if not lab.world.leads:
+        lab.world.wait()
         _restore(lab, folder)
         yield from _follow(lab, stop)
         return
     with locked(folder):
         save.tidy(folder)
         _check_data(lab, folder)
+        lab.world.wait()  # nobody may read before the folder is tidy
         _restore(lab, folder)
         for name in (METRICS, PROBES):
             _truncate(folder / name, lab.step)

@@ -65,10 +65,7 @@ def _publish(lab: Lab, target: Path, tensors: dict[str, Tensor], last: Step, *, 
         for file in sorted(partial.iterdir()):
             _sync(file)
         _sync(partial)
-        if target.exists():
-            _remove(target)
-        partial.rename(target)
-        _sync(run)
+        _put(partial, target)
         _retire(lab.config, run)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,7 +113,13 @@ def _load_optimizer(lab: Lab, saved: dict[str, Any]) -> None:
 
 
 def tidy(run: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove what a killed run left half-written, and put back a checkpoint that had only just stepped aside."""
+    for aside in run.glob(".step-*.was-*"):
+        target = run / aside.name[1:].split(".")[0]
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(target)
     for leftover in [*run.glob(".step-*.partial-*"), *run.glob(".step-*.old-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -153,6 +156,21 @@ def _write_state(lab: Lab, path: Path) -> None:
     exact = config.keep == "all" and config.save_dtype == "float32" and config.reparam == "none"
     weights_too = None if exact else lab.model.state_dict()
     state.dump({"step": lab.step, "weights": weights_too, "optimizer": lab.optimizer.state_dict()}, path)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename a checkpoint into place. One of the same step steps aside and goes last, so that one is always whole."""
+    aside = target.with_name(f".{target.name}.was-{os.getpid()}")
+    if target.exists():
+        target.rename(aside)
+    try:
+        partial.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _retire(config: TrainConfig, run: Path) -> None:

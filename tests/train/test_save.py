@@ -2,7 +2,10 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +149,38 @@ def test_a_file_that_the_system_will_not_grow_is_an_output_error(tiny: TrainConf
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
         assert [p.name for p in tmp_path.iterdir() if ".partial" in p.name] == []
+
+
+def test_a_run_killed_while_it_replaces_a_checkpoint_has_one(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each rename and each removal in turn, as a process is: nothing after it happens."""
+
+    class Killed(BaseException):
+        pass
+
+    lab = build(tiny)
+    save.publish(lab, tmp_path, Step(0))
+    for last in range(4):
+        left = last
+
+        def dying(real: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Killed
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Path, "rename", dying(Path.rename))
+            patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+            save.publish(lab, tmp_path, Step(0))
+        save.tidy(tmp_path)
+        assert save.restore(build(tiny), tmp_path) == tmp_path / "step-000000"
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
