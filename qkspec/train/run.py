@@ -48,20 +48,32 @@ def run(config: TrainConfig, folder: Path, stop: Stop) -> Iterator[Step]:
 
     UsageError when the folder already holds something, OutputError when it cannot be written.
     """
-    world = current()
-    if world.leads and folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: already holds files; use --resume to go on with that run, or another --out")
-    lab = build(config)
-    if not world.leads:
-        yield from _follow(lab, stop)
+    if not current().leads:
+        yield from _follow(build(config), stop)
         return
-    try:
+    _refuse_used(folder)  # before the data is read; and again once nobody else can start here
+    lab = build(config)
+    with _writing(folder, "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
-        save.write_json(folder / RUN, record(lab))
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     with locked(folder):
+        _refuse_used(folder)
+        with _writing(folder, "choose another --out"):
+            save.write_json(folder / RUN, record(lab))
         yield from _write(lab, folder, stop)
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: already holds files; use --resume to go on with that run, or another --out")
+
+
+@contextmanager
+def _writing(path: Path, advice: str = "make room and --resume") -> Iterator[None]:
+    """Turn what the disk says while a file of the run is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
 def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> Iterator[Step]:
@@ -142,12 +154,13 @@ def locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another qkspec train is writing there; wait for it or choose another --out"
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise UsageError(
-            f"{folder}: another qkspec train is writing there; wait for it or choose another --out"
-        ) from error
     finally:
         os.close(handle)
 

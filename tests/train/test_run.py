@@ -109,6 +109,27 @@ def test_a_folder_in_use_is_not_written_over(tiny: TrainConfig, tmp_path: Path) 
         next(runs.run(tiny, folder, Stop()))
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_of_two_that_start_at_once_one_is_refused(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """The other one starts (and perhaps ends) between this one's look at the folder and its first file."""
+    folder, build = tmp_path / "run", runs.build
+    other = runs.run(tiny, folder, Stop())
+
+    def meanwhile(config: TrainConfig) -> runs.Lab:
+        lab = build(config)
+        if config.seed == 1:
+            list(other) if ends else next(other)
+        return lab
+
+    monkeypatch.setattr(runs, "build", meanwhile)
+    with pytest.raises(UsageError, match="already holds" if ends else "another"):
+        next(runs.run(dataclasses.replace(tiny, seed=1), folder, Stop()))
+    assert runs.recorded(folder, {}) == tiny
+    other.close()
+
+
 def test_only_a_run_on_the_same_data_is_resumed(tiny: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run to resume"):
         next(runs.resume(tmp_path, Stop()))
