@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def entry(trial: Trial) -> Entry:
     tail = losses[-max(1, len(losses) // 20) :]
     validations = [r["validation"] for r in rows if r.get("validation") is not None]
     last: dict[str, Any] = rows[-1] if rows else {"step": 0, "outcome": "unfinished"}
-    done = last["outcome"] != "ok" or last["step"] >= trial.config.steps
+    done = _done(trial)
     blocks = [block for row in list(save.lines(trial.folder / PROBES))[-1:] for block in row["blocks"]]
     entropies = [v for block in blocks for v in block["entropy"] if v is not None]
     logits = [v for block in blocks for v in block["max_logit"] if v is not None]
@@ -124,6 +125,15 @@ def entry(trial: Trial) -> Entry:
         max(logits, default=None),
         sum(r["seconds"] for r in rows),
     )
+
+
+def _done(trial: Trial) -> bool:
+    """Say whether a run has ended: its newest checkpoint says so. A row may stand there without the weights it tells of."""
+    newest = list(save.checkpoints(trial.folder).items())[-1:]
+    for step, folder in newest:
+        state = json.loads((folder / save.TRAINER).read_text(encoding="utf-8"))
+        return bool(state["outcome"] != "ok" or step >= trial.config.steps)
+    return False
 
 
 def write(entries: Sequence[Entry], base: TrainConfig, out: Path) -> None:

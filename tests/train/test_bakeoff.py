@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_a_comparison_goes_on_where_it_stopped(tiny: TrainConfig, tmp_path: Path
     (other,) = bakeoff.plan(dataclasses.replace(tiny, beta1=0.8), ["adamw"], [], tmp_path / "broken")
     with pytest.raises(UsageError, match="other settings"):
         list(bakeoff.run(other, Stop()))
+
+
+@pytest.mark.parametrize("rate", [0.01, 1000.0])
+def test_a_run_without_its_last_checkpoint_has_not_ended(tiny: TrainConfig, tmp_path: Path, rate: float) -> None:
+    """Killed after the last row, before its weights are there: both a full run and a crash go on, and then end."""
+    (trial,) = bakeoff.plan(dataclasses.replace(tiny, steps=60), ["adamw"], [rate], tmp_path)
+    list(bakeoff.run(trial, Stop()))
+    whole = bakeoff.entry(trial)
+    assert (whole.outcome == "ok") is (rate < 1)
+    newest = list(save.checkpoints(trial.folder).values())[-1]
+    shutil.rmtree(newest)
+    assert bakeoff.entry(trial).outcome == "unfinished"
+    assert list(bakeoff.run(trial, Stop()))
+    again = bakeoff.entry(trial)
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(whole, seconds=0)
+    assert newest.is_dir()
 
 
 def test_a_crash_is_an_entry_of_the_table(tiny: TrainConfig, tmp_path: Path) -> None:
