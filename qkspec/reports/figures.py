@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,19 +15,14 @@ from numpy.typing import NDArray
 from qkspec.analysis import Report
 from qkspec.metrics import random_init, sec
 from qkspec.reports.palette import LOOKS, SERIES
-from qkspec.reports.style import FAINT, INK, inert, log_values, panels, save, step_axis, styled
-from qkspec.reports.view import QUIET, RunView, head_name, views
+from qkspec.reports.style import BAND, FAINT, inert, panels, save, styled
+from qkspec.reports.trajectories import MAX_RUNS, freezing_trajectories, sigma1_trajectories
+from qkspec.reports.view import QUIET, RunView, views
 from qkspec.theorem import GRAVITY, Verdict
 
 F64 = NDArray[np.float64]
 
-MAX_RUNS = 6  # runs drawn; the tables have all of them
-MAX_LINES = 400  # quiet heads drawn in a panel of trajectories, evenly taken; troubled ones are all drawn
 MAX_CURVES = 32  # heads of a layer whose own SEC curve is drawn thin beside the median
-_CROSSING: dict[str, Any] = {
-    "marker": "o", "linestyle": "none", "markersize": 3.2, "markeredgewidth": 0.7, "markerfacecolor": "white",
-    "markeredgecolor": INK,
-}  # fmt: skip
 LETTERED = 40  # heads in a layer up to which each cell of the map carries its verdict's letter
 
 
@@ -46,22 +40,11 @@ def write(report: Report, folder: Path, *, plot_format: str = "png") -> None:
             save(draw(report), folder / f"{name}.{plot_format}")
 
 
-def sigma1_trajectories(report: Report) -> Figure:
-    """σ_1 of every head over the steps, one panel a run."""
-    return _trajectories(report, "sigma1", r"$\sigma_1(W_q^\top W_k)$", ())
-
-
-def freezing_trajectories(report: Report) -> Figure:
-    """The freezing ratio κ of every head over the steps, with the limits that it is judged by."""
-    limits = ((report.limits.freezing, "large"), (report.limits.certain, "frozen"))
-    return _trajectories(report, "freezing_ratio", r"freezing ratio $\kappa$", limits)
-
-
 def sec_curves(report: Report) -> Figure:
     """SEC(d_q, s) over s as in the paper's figure 4: every head thin and their median, early, middle and late."""
     runs = list(islice(views(report), MAX_RUNS))
     depths = sorted({0, (len(runs[0].modules()) - 1) // 2, len(runs[0].modules()) - 1})
-    figure, axes = panels(len(depths), across=3, height=2.45)
+    figure, axes, _ = panels(len(depths), across=3, height=2.45)
     for axis, depth in zip(axes, depths, strict=True):
         widths = [_draw_sec(axis, view, depth, depths, SERIES[i % len(SERIES)]) for i, view in enumerate(runs)]
         axis.set_xscale("log", base=2)
@@ -79,7 +62,7 @@ def sec_curves(report: Report) -> Figure:
     if any(len(view.grid) > 1 for view in runs):
         handles.append(Line2D([], [], color=FAINT, linestyle=(0, (3, 2)), linewidth=0.9, label="the same at its start"))
     handles.append(Line2D([], [], color=FAINT, linewidth=0.5, label="one head (thick: their median)"))
-    handles.append(Line2D([], [], color="#c9ced4", linewidth=5, label="random weights, 5–95 %"))
+    handles.append(Line2D([], [], color=BAND, linewidth=5, label="random weights, 5–95 %"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2))
     return figure
 
@@ -88,7 +71,7 @@ def head_map(report: Report) -> Figure:
     """The freezing ratio of every head at the last checkpoint, layer by head, with the letter of its verdict."""
     runs = list(islice(views(report), MAX_RUNS))
     tallest = max(len(view.modules()) for view in runs)
-    figure, axes = panels(len(runs), height=min(max(1.5 + 0.17 * tallest, 2.0), 8.0), share=False)
+    figure, axes, _ = panels(len(runs), height=min(max(1.5 + 0.17 * tallest, 2.0), 8.0), share=False)
     norm = LogNorm(0.02, 3.0)
     image = None
     for axis, view in zip(axes, runs, strict=True):
@@ -126,72 +109,6 @@ FIGURES: tuple[tuple[str, Callable[[Report], Figure]], ...] = (
 )
 
 
-def _trajectories(report: Report, metric: str, label: str, limits: tuple[tuple[float, str], ...]) -> Figure:
-    runs = list(islice(views(report), MAX_RUNS))
-    figure, axes = panels(len(runs))
-    present: set[Verdict] = set()
-    for axis, view in zip(axes, runs, strict=True):
-        present |= _draw_lines(axis, view, view.metric(metric))
-        step_axis(axis, view.steps, known=view.has_steps)
-        axis.set_title(inert(view.name))
-        for limit, word in limits:
-            axis.axhline(limit, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
-            axis.annotate(
-                f"{word}: {limit:g}", (0, limit), xycoords=("axes fraction", "data"), xytext=(3, 2),
-                textcoords="offset points", ha="left", fontsize=6.2, color=INK,
-            ).set_in_layout(False)  # fmt: skip
-    log_values(axes)
-    axes[0].set_ylabel(label)
-    handles = [Line2D([], [], color=LOOKS[v].light, linewidth=1.4, label=v.value) for v in GRAVITY if v in present]
-    if Verdict.MALIGNANT in present:
-        handles.append(Line2D([], [], label="turns malignant", **_CROSSING))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
-    return figure
-
-
-def _draw_lines(axis: Axes, view: RunView, values: F64) -> set[Verdict]:
-    """Draw every head's line in its last verdict's colour, quiet ones first, and mark where heads turned malignant."""
-    codes = view.codes()
-    last = codes[-1]
-    quiet = [GRAVITY.index(v) for v in QUIET]
-    calm = np.flatnonzero(np.isin(last, quiet))
-    for column in calm[:: max(-(-len(calm) // MAX_LINES), 1)]:
-        _line(axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.7, 2)
-    for column in np.flatnonzero(~np.isin(last, quiet) & (last >= 0)):
-        _line(axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.8, 3)
-    malignant = codes == GRAVITY.index(Verdict.MALIGNANT)
-    turned = np.flatnonzero(malignant.any(axis=0))
-    places = malignant[:, turned].argmax(axis=0)
-    if (
-        turned.size
-    ):  # an empty unclipped line would have a box at the figure's corner, and the layout would make room for it
-        axis.plot(view.steps[places], values[places, turned], zorder=6, clip_on=False, **_CROSSING)
-    _draw_worst(axis, view, values)
-    return {GRAVITY[code] for code in np.unique(last) if code >= 0}
-
-
-def _draw_worst(axis: Axes, view: RunView, values: F64) -> None:
-    """Draw the gravest head's line once more, thick, and name it at its end."""
-    worst = view.worst()
-    if not worst:
-        return
-    row = worst[0]
-    column = int(np.flatnonzero(view.grid[-1] == row)[0])
-    colour = LOOKS[view.verdict(row)].light
-    _line(axis, view, values[:, column], colour, 1.9, 5)
-    if values[-1, column] > 0:
-        axis.annotate(
-            inert(head_name(view, row)), (view.steps[-1], values[-1, column]), xytext=(-3, 4),
-            textcoords="offset points", ha="right", va="bottom", fontsize=6.5, color=colour, weight="bold", zorder=7,
-        ).set_in_layout(False)  # fmt: skip
-
-
-def _line(axis: Axes, view: RunView, values: F64, colour: str, width: float, order: int) -> None:
-    shown = np.where(values > 0, values, np.nan)
-    marker = "." if np.isfinite(shown).sum() == 1 else ""
-    axis.plot(view.steps, shown, color=colour, linewidth=width, zorder=order, marker=marker)
-
-
 def _draw_sec(axis: Axes, view: RunView, depth: int, depths: list[int], colour: str) -> int:
     """Draw one run's curves at one depth; return d_q."""
     modules = view.modules()
@@ -201,7 +118,7 @@ def _draw_sec(axis: Axes, view: RunView, depth: int, depths: list[int], colour: 
     d, d_q = (int(view.report.readings[name][row]) for name in ("d_model", "d_q"))
     sizes = sorted({d_q, *(round(2 ** (i / 2)) for i in range(2 * d_q.bit_length() - 1))})
     band = np.array([random_init(d, d, d_q, s)[:2] for s in sizes])
-    axis.fill_between(sizes, band[:, 0], band[:, 1], color="#c9ced4", linewidth=0, zorder=1)
+    axis.fill_between(sizes, band[:, 0], band[:, 1], color=BAND, linewidth=0, zorder=1)
     moments = [(0, 0.9, (0, (3, 2))), (len(view.grid) - 1, 1.4, "-")]
     for index, width, dashes in moments[1:] if len(view.grid) == 1 else moments:
         curves = _sec_of(view, index, module)

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qkspec.analysis import Report
 from qkspec.curve import Curve
 from qkspec.errors import InputError
 from qkspec.reports.csvfile import quoted
 from qkspec.reports.names import uncell
+from qkspec.reports.packing import spaced
 
 HEADER = ("run", "step", "loss")
+POINTS = 1500  # of a curve in a picture
 
 
 def write(report: Report, out: TextIO) -> None:
@@ -31,6 +34,14 @@ def lines(report: Report) -> Iterator[str]:
         name = quoted(run)
         for step, value in zip(story.loss.steps.tolist(), story.loss.values.tolist(), strict=True):
             yield f"{name},{step},{repr(value) if math.isfinite(value) else ''}\n"
+
+
+def thinned(curve: Curve) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the finite points of a loss as a picture shows them: steps and values, at most POINTS, evenly taken."""
+    known = np.isfinite(curve.values)
+    steps, values = curve.steps[known], curve.values[known]
+    few = spaced(len(values), POINTS)
+    return steps[few], values[few]
 
 
 def read(path: Path, sources: Mapping[str, str]) -> dict[str, Curve]:

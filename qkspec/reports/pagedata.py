@@ -10,6 +10,7 @@ from qkspec.analysis import Report
 from qkspec.clean import clean
 from qkspec.curve import Curve
 from qkspec.metrics import METRICS, random_init, sec
+from qkspec.reports.losses import thinned
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
 from qkspec.reports.palette import LOOKS
 from qkspec.reports.view import QUIET, RunView, evidence
@@ -24,7 +25,6 @@ MOMENTS = 150  # checkpoints a run
 SPECTRAL = 400_000  # singular values of all runs drawn
 SPECTRAL_MOMENTS = 6
 SPECTRAL_SIZES = 48
-LOSS_POINTS = 1500
 FLAGGED = 4096  # heads of a run up to which what happened to each is told
 
 LOGARITHMIC = ("freezing_ratio", "sigma1")
@@ -182,10 +182,10 @@ def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> li
 
 
 def _loss(curve: Curve | None) -> Json | None:
-    """Thin a loss curve to LOSS_POINTS; one that was never finite is not drawn."""
+    """Thin a loss curve; one that was never finite is not drawn."""
     if curve is None:
         return None
-    known = np.isfinite(curve.values)
-    steps, values = curve.steps[known], curve.values[known]
-    few = spaced(len(values), LOSS_POINTS)
-    return {"steps": steps[few].tolist(), "values": [float(f"{value:.5g}") for value in values[few]]} if few else None
+    steps, values = thinned(curve)
+    if not len(steps):
+        return None
+    return {"steps": steps.tolist(), "values": [float(f"{value:.5g}") for value in values]}

@@ -17,7 +17,7 @@ from qkspec.clean import clean
 
 COLUMN = 3.4  # inches: one column of a two-column paper, half of a page
 DPI = 220
-INK, FAINT, GRID = "#1f2328", "#6b7480", "#e3e7eb"
+INK, FAINT, GRID, BAND, BASELINE = "#1f2328", "#6b7480", "#e3e7eb", "#c9ced4", "#b5dfcd"
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -65,7 +65,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, across: int = 2, height: float = 2.35, share: bool = True) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, *, across: int = 2, height: float = 2.35, share: bool = True, below: float = 0.0
+) -> tuple[Figure, list[Axes], list[Axes]]:
     """Return a figure of ``count`` panels, at most ``across`` beside each other, each a column wide.
 
     Args:
@@ -73,15 +75,28 @@ def panels(count: int, *, across: int = 2, height: float = 2.35, share: bool = T
         across: panels in a row.
         height: of a panel, in inches.
         share: one y axis for all.
+        below: if positive, each panel has a lower one of this share of its height, on the same x axis.
+
+    Returns:
+        The figure, the panels, and the lower ones, which share a y axis of their own.
     """
     columns = min(count, across)
     rows = -(-count // columns)
     width = COLUMN if columns == 1 else 2 * COLUMN
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=share, squeeze=False).ravel()
-    for spare in axes[count:]:
-        spare.set_visible(False)
-    return figure, list(axes[:count])
+    figure = Figure(figsize=(width, height * rows * (1 + below)), layout="constrained")
+    kinds = 2 if below else 1
+    grid = figure.add_gridspec(rows * kinds, columns, height_ratios=[1.0, below][:kinds] * rows)
+    found: list[list[Axes]] = [[], []]
+    for i in range(count):
+        row, column = divmod(i, columns)
+        for kind in range(kinds):
+            like = found[kind][0] if found[kind] and (share or kind) else None
+            above = found[0][i] if kind else None
+            axis = figure.add_subplot(grid[row * kinds + kind, column], sharex=above, sharey=like)
+            if like is not None and column:
+                axis.tick_params(labelleft=False)
+            found[kind].append(axis)
+    return figure, found[0], found[1]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from qkspec.analysis import Report
+from qkspec.baseline import Bands
+from qkspec.curve import Curve
 from qkspec.errors import OutputError, UsageError
 from qkspec.reports import figures
 from qkspec.reports.figures import FIGURES, freezing_trajectories, sec_curves, sigma1_trajectories
@@ -68,6 +70,71 @@ def test_the_lines_are_the_readings(one_run: Report) -> None:
         if line.get_linestyle() != "-"
     ]
     assert one_run.limits.freezing in limits
+
+
+def with_losses(report: Report, *runs: str, trouble: float = 3.0) -> Report:
+    """The report with a loss for some runs: the first goes up from step 100."""
+    from qkspec.judging import assemble
+
+    steps = np.arange(0, 201)
+    falling = 5 * np.exp(-steps / 60.0) + 1
+    losses = {run: Curve(steps, falling + (steps > 100) * trouble * (run == runs[0])) for run in runs}
+    return assemble(
+        report.readings, report.applicable, report.limits, checkpoints=report.checkpoints, skipped=report.skipped,
+        spectra=report.spectra, losses=losses,
+    )  # fmt: skip
+
+
+def test_the_loss_stands_below_on_the_same_steps(two_runs: Report) -> None:
+    report = with_losses(two_runs, "lost", "sound")
+    figure = _drawn(report, sigma1_trajectories)
+    upper, lower = figure.axes[:2]
+    assert len(figure.axes) == 4
+    assert lower.get_shared_x_axes().joined(upper, lower)
+    assert upper.get_xlim() == lower.get_xlim() == (0, 160)
+    assert lower.get_position().y1 < upper.get_position().y0
+    loss, trouble = report.stories["lost"].loss, report.stories["lost"].trouble
+    assert loss is not None
+    assert trouble is not None
+    assert np.array_equal(lower.lines[0].get_ydata(), loss.values)
+    assert [text.get_text() for text in lower.texts] == [f"rises for good at step {trouble.step}"]
+    assert figure.axes[3].get_shared_y_axes().joined(lower, figure.axes[3])
+
+
+def test_a_run_without_a_loss_says_so_beside_one_that_has_it(two_runs: Report) -> None:
+    figure = _drawn(with_losses(two_runs, "lost"), sigma1_trajectories)
+    assert [text.get_text() for text in figure.axes[3].texts] == ["no loss was found"]
+    assert len(_drawn(two_runs, sigma1_trajectories).axes) == 2
+
+
+@pytest.mark.parametrize("kind", ["huge", "not finite", "one point", "one checkpoint", "no steps"])
+def test_odd_losses_are_drawn(make_report: Callable[..., Report], tmp_path: Path, kind: str) -> None:
+    shape: dict[str, object] = {"steps": (None, None)} if kind == "no steps" else {"steps": (0, 100)}
+    report = make_report(("a", (0.0,) if kind == "one checkpoint" else (0.0, 6.0)), layers=1, **shape)
+    report = with_losses(report, "a", trouble=1e6 if kind == "huge" else np.nan if kind == "not finite" else 0.0)
+    if kind == "one point":
+        story = replace(report.stories["a"], loss=Curve(np.array([5]), np.array([2.0])), trouble=None)
+        report = replace(report, stories={"a": story})
+    assert len(draw_into(report, tmp_path)) == len(FIGURES)
+    lower = _drawn(report, sigma1_trajectories).axes[-1]
+    assert lower.get_yscale() == ("log" if kind in ("huge", "no steps") else "linear")
+
+
+def test_a_baseline_is_drawn_as_what_its_heads_showed(one_run: Report, make_report: Callable[..., Report]) -> None:
+    base = make_report(("base", (0.0, 0.1, 0.2)), steps=(0, 20, 80)).readings
+    report = replace(one_run, bands=Bands.of(base, "base$"))
+    figure = _drawn(report, sigma1_trajectories)
+    ((band,),) = [axis.collections for axis in figure.axes]
+    points = band.get_paths()[0].vertices
+    at_20 = base.metric("sigma1")[base["step"] == 20]
+    shown = points[points[:, 0] == 20, 1]
+    assert (shown.min(), shown.max()) == pytest.approx((at_20.min(), at_20.max()))
+    assert (points[:, 0].min(), points[:, 0].max()) == (0, 160)
+    assert r"baseline base\$" in [text.get_text() for text in figure.legends[0].get_texts()]
+    stepless = make_report(("base", (0.0, 0.1)), steps=(None, None)).readings
+    assert _drawn(replace(one_run, bands=Bands.of(stepless, "b")), freezing_trajectories).axes[0].collections
+    unknown = make_report(("none", (0.0, 6.0)), steps=(None, None))
+    assert _drawn(replace(unknown, bands=report.bands), sigma1_trajectories).axes[0].patches
 
 
 def test_sec_curves_end_at_one(one_run: Report) -> None:
