@@ -100,8 +100,8 @@ def take(whole: Array, rows: Rows) -> Array:
     """
     if not (np.diff(rows) == 1).all():
         return whole[rows]
-    found = whole[rows[0] : rows[-1] + 1]
-    return found if found.flags.c_contiguous else np.ascontiguousarray(found)
+    found: Array = whole[rows[0] : rows[-1] + 1]
+    return found if found.flags.c_contiguous else found.copy(order="C")
 
 
 def latent_keys(kv_b: Array, kv_a: Array, counts: Heads) -> Array:
