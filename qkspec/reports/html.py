@@ -48,7 +48,7 @@ def write(report: Report, out: TextIO) -> None:
             scripts=[_Raw(script) for script in scripts],
             hashes=[_hash(script) for script in scripts],
             style=_Raw((page / "page.css").read_text(encoding="utf-8")),
-            data=_Raw(embed(page_data(report, runs))),
+            data=_Raw(embed(page_data(report.limits, runs))),
             runs=[_summary(view) for view in views(report)],
             drawn=len(runs),
             skipped=[(clean(name), clean(why, 500)) for name, why in islice(report.skipped.items(), MAX_SKIPPED)],

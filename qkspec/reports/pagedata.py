@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec.analysis import Report
+from qkspec.baseline import SHARES, SIZES
 from qkspec.clean import clean
 from qkspec.curve import Curve
 from qkspec.metrics import METRICS, random_init, sec
+from qkspec.reports.bands import band_of
 from qkspec.reports.losses import thinned
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
 from qkspec.reports.palette import LOOKS
 from qkspec.reports.view import QUIET, RunView, evidence
-from qkspec.theorem import GRAVITY, Verdict
+from qkspec.theorem import GRAVITY, Limits, Verdict
 
 F64 = NDArray[np.float64]
 Json = dict[str, Any]
@@ -48,15 +49,17 @@ SHOWN = (
 )
 
 
-def page_data(report: Report, runs: Sequence[RunView]) -> Json:
+def page_data(limits: Limits, runs: Sequence[RunView], *, spectra: bool = True) -> Json:
     """Return the data of the page as plain values.
 
     Args:
-        report: the report.
-        runs: the views to draw, at most MAX_RUNS.
+        limits: that the runs were judged by.
+        runs: the views to draw, at most MAX_RUNS, of one report or of several.
+        spectra: whether singular values are shown.
     """
     meanings = {metric.name: metric.meaning for metric in METRICS}
-    names = [(name, label) for name, label in SHOWN if np.isfinite(report.readings.metric(name)).any()]
+    tables = {id(view.report): view.report.readings for view in runs}.values()
+    names = [(name, label) for name, label in SHOWN if any(np.isfinite(t.metric(name)).any() for t in tables)]
     flags: dict[str, int] = {}
     return {
         "verdicts": [
@@ -71,8 +74,11 @@ def page_data(report: Report, runs: Sequence[RunView]) -> Json:
             for verdict in GRAVITY
         ],
         "metrics": [{"name": name, "label": label, "meaning": meanings.get(name, label)} for name, label in names],
-        "limits": {"large": report.limits.freezing, "frozen": report.limits.certain},
-        "runs": [_run(view, [name for name, _ in names], len(runs), flags) for view in runs],
+        "limits": {"large": limits.freezing, "frozen": limits.certain},
+        "runs": [
+            _run(view, [name for name, _ in names], len(runs), flags) | _further(view, len(runs), spectra=spectra)
+            for view in runs
+        ],
         "flags": list(flags),
     }
 
@@ -97,9 +103,16 @@ def _run(view: RunView, names: Sequence[str], share: int, flags: dict[str, int])
         "values": {name: pack(view.metric(name)[moments][:, order], log=name in LOGARITHMIC) for name in names},
         "verdict": base64(np.where(codes[moments] < 0, 255, codes[moments]).astype(np.uint8)),
         "turned": first.tolist(),
-        "spectra": _spectra(view, modules, share),
         "flags": _flags(view, order, flags),
         "loss": _loss(view.story.loss if view.story else None),
+    }
+
+
+def _further(view: RunView, share: int, *, spectra: bool) -> Json:
+    modules = view.modules()
+    return {
+        "spectra": _spectra(view, modules, share) if spectra else {"labels": [], "modules": [None] * len(modules)},
+        "bands": _bands(view, modules),
     }
 
 
@@ -165,6 +178,30 @@ def _band(d_model: int, d_q: int, sizes: Sequence[int]) -> list[list[float]]:
     """Return the 5th and 95th percentile of random weights' SEC at a few sizes: [s, low, high] each."""
     chosen = sorted({sizes[i] + 1 for i in log_spaced(len(sizes), 9)})
     return [[s, *(round(x, 4) for x in random_init(d_model, d_model, d_q, s)[:2])] for s in chosen]
+
+
+def _bands(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]]) -> Json | None:
+    """Pack the bands of a baseline: for each metric (modules, steps), a layer that it lacks missing."""
+    bands = view.report.bands
+    if bands is None:
+        return None
+    out: Json = {}
+    for metric in (*SIZES, *SHARES):
+        found = [band_of(bands, metric, (block, layer)) for block, layer, *_ in modules]
+        first, last = int(view.steps[0]), int(view.steps[-1])
+        shown = [band and (band if view.has_steps else band.flat()).over(first, last) for band in found]
+        steps = next((band.steps for band in shown if band is not None), None)
+        if steps is None:
+            continue
+        few = spaced(len(steps), MOMENTS)
+        none = np.full(len(steps), np.nan)
+        parts = {
+            side: np.stack([none if band is None else getattr(band, side) for band in shown])[:, few]
+            for side in ("low", "high", "limit")
+        }
+        packed = {side: pack(values, log=metric in LOGARITHMIC) for side, values in parts.items()}
+        out[metric] = {"steps": steps[few].tolist(), **packed}
+    return {"name": clean(bands.name), "margin": bands.margin, "metrics": out}
 
 
 def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> list[list[list[int]]]:

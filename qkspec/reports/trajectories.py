@@ -94,10 +94,7 @@ def _draw_band(axis: Axes, view: RunView, metric: str) -> bool:
     band = around(bands, metric) if bands is not None else None
     if band is None:
         return False
-    if not view.has_steps:
-        axis.axhspan(float(np.nanmin(band.low)), float(np.nanmax(band.high)), color=BASELINE, linewidth=0, zorder=1)
-        return True
-    shown = band.over(int(view.steps[0]), int(view.steps[-1]))
+    shown = (band if view.has_steps else band.flat()).over(int(view.steps[0]), int(view.steps[-1]))
     axis.fill_between(shown.steps, shown.low, shown.high, color=BASELINE, linewidth=0, zorder=1)
     return True
 

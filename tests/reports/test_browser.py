@@ -4,12 +4,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qkspec.analysis import Report
+from qkspec.baseline import Bands
 from qkspec.reports.html import write
 
 CHROMIUM = next(
@@ -258,12 +260,26 @@ def test_the_policy_stops_what_is_not_ours(driver: Any, one_run: Report, tmp_pat
     assert page.requests() == []
 
 
+def test_a_baselines_band_follows_the_chosen_head(
+    driver: Any, one_run: Report, make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    base = make_report(("base", (0.0, 0.2)), layers=2, steps=(0, 40)).readings
+    page = Page(driver, saved(replace(one_run, bands=Bands.of(base, "<b>base")), tmp_path / "report.html"))
+    names = "return document.getElementById('trajectories').data.map((t) => t.name || '')"
+    assert not any("base" in name for name in page.js(names))  # the gravest head stands in a layer that base lacks
+    page.act(lambda: page.js("chooseHead(0)"))
+    assert "&lt;b&gt;base, layer 0" in page.js(names)
+    assert "its limit (margin 2)" in page.js(names)
+    page.choose("#metric", "effective_rank")
+    assert not any("base" in name for name in page.js(names))
+    assert page.problems() == []
+    assert page.requests() == []
+
+
 @pytest.mark.parametrize("shape", ["one checkpoint", "no spectra", "uneven"])
 def test_other_shapes_draw(
     driver: Any, make_report: Callable[..., Report], one_run: Report, tmp_path: Path, shape: str
 ) -> None:
-    from dataclasses import replace
-
     report = {
         "one checkpoint": lambda: make_report(("one", (6.0,)), steps=(None,)),
         "no spectra": lambda: replace(one_run, spectra={}),

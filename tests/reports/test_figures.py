@@ -134,7 +134,7 @@ def test_a_baseline_is_drawn_as_what_its_heads_showed(one_run: Report, make_repo
     stepless = make_report(("base", (0.0, 0.1)), steps=(None, None)).readings
     assert _drawn(replace(one_run, bands=Bands.of(stepless, "b")), freezing_trajectories).axes[0].collections
     unknown = make_report(("none", (0.0, 6.0)), steps=(None, None))
-    assert _drawn(replace(unknown, bands=report.bands), sigma1_trajectories).axes[0].patches
+    assert _drawn(replace(unknown, bands=report.bands), sigma1_trajectories).axes[0].collections
 
 
 def test_sec_curves_end_at_one(one_run: Report) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qkspec.analysis import Report
+from qkspec.baseline import SHARES, SIZES, Bands
 from qkspec.errors import UsageError
 from qkspec.reports import formats, pagedata
 from qkspec.reports.formats import Format
@@ -83,7 +85,7 @@ def test_the_page_links_to_nothing_and_is_the_same_twice(two_runs: Report) -> No
 
 def test_the_data_is_the_reports(two_runs: Report) -> None:
     runs = list(views(two_runs))
-    data = pagedata.page_data(two_runs, runs)
+    data = pagedata.page_data(two_runs.limits, runs)
     for view, raw in zip(runs, data["runs"], strict=True):
         drawn = unpack(raw["values"]["sigma1"]).reshape(len(raw["steps"]), -1)
         assert np.allclose(drawn, view.metric("sigma1"), rtol=1e-3)
@@ -93,12 +95,29 @@ def test_the_data_is_the_reports(two_runs: Report) -> None:
         assert np.allclose(sigma, whole[:, np.array(part["s"]) - 1], rtol=1e-2)
 
 
+def test_a_baselines_bands_are_those_of_each_layer(one_run: Report, make_report: Callable[..., Report]) -> None:
+    base = make_report(("base", (0.0, 0.5)), layers=2, steps=(0, 40)).readings
+    report = replace(one_run, bands=Bands.of(base, "<base>"))
+    raw = pagedata.page_data(report.limits, list(views(report)))["runs"][0]["bands"]
+    assert (raw["name"], raw["margin"], set(raw["metrics"])) == ("<base>", 2.0, {*SIZES, *SHARES})
+    found = raw["metrics"]["sigma1"]
+    assert found["steps"] == [0, 40, 160]
+    high, limit = (unpack(found[side]).reshape(3, 3) for side in ("high", "limit"))
+    for layer in (0, 1):
+        values = base.metric("sigma1")[(base["layer"] == layer) & (base["step"] == 40)]
+        assert high[layer, 1:] == pytest.approx(np.full(2, values.max()), rel=1e-3)
+        assert limit[layer] == pytest.approx(2 * high[layer], rel=1e-3)
+    assert np.isnan(high[2]).all()
+    assert json.dumps(raw, allow_nan=False)
+    assert pagedata.page_data(one_run.limits, list(views(one_run)))["runs"][0]["bands"] is None
+
+
 def test_the_data_is_bounded_and_keeps_the_turning_point(
     make_report: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = make_report(("long", tuple(np.linspace(0, 6, 40))), layers=1, heads=2, steps=tuple(range(40)))
     monkeypatch.setattr(pagedata, "CELLS", 10)
-    raw = pagedata.page_data(report, list(views(report)))["runs"][0]
+    raw = pagedata.page_data(report.limits, list(views(report)))["runs"][0]
     view = next(iter(views(report)))
     row = view.first_turn()
     assert row is not None

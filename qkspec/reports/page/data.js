@@ -58,6 +58,14 @@ class Run {
     const start = (moment * this.raw.modules[at].heads + this.place(head)) * part.s.length;
     return all.subarray(start, start + part.s.length);
   }
+  // What a baseline showed of one module: {steps, low, high, limit}; null where it says nothing of the metric.
+  band(metric, module) {
+    const packed = this.raw.bands && this.raw.bands.metrics[metric];
+    if (!packed) return null;
+    const part = (side) => this.remembered(`${side} ${metric}`, () => unpack(packed[side])).subarray(module * packed.steps.length, (module + 1) * packed.steps.length);
+    const [low, high, limit] = ["low", "high", "limit"].map(part), known = packed.steps.map((_, i) => i).filter((i) => Number.isFinite(low[i]));
+    return known.length ? { steps: known.map((i) => packed.steps[i]), low: known.map((i) => low[i]), high: known.map((i) => high[i]), limit: known.map((i) => limit[i]) } : null;
+  }
   // Heads gravest first, and of one verdict the largest κ first.
   byGravity(moment) {
     const heads = [...Array(this.heads).keys()].filter((head) => this.code(moment, head) !== ABSENT);

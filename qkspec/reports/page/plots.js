@@ -123,10 +123,10 @@ function drawTrajectories(state) {
     const at = turn(run, value, h);
     if (at) { turns.x.push(place(state, at[0])); turns.y.push(at[1]); turns.customdata.push(h); turns.text.push(`${inert(run.name(h))} turned malignant at ${at[0]}`); }
   }
-  const traces = [...groups].map(([verdict, points]) => ({
+  const traces = drawBand(state, metric, log).concat([...groups].map(([verdict, points]) => ({
     ...points, type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: verdict.name, connectgaps: false,
     line: { color: colour(verdict), width: verdict.quiet ? 1 : 1.4 }, marker: { color: colour(verdict) }, hovertemplate: "%{text}<extra></extra>",
-  }));
+  })));
   if (turns.x.length) traces.push({ ...turns, type: "scatter", mode: "markers", name: "turns malignant", hovertemplate: "%{text}<extra></extra>",
     marker: { symbol: "circle", size: 7, color: css("--card"), line: { color: css("--ink"), width: 1.4 } } });
   const own = { x: [], y: [], customdata: [], text: [] };
@@ -146,6 +146,20 @@ function drawTrajectories(state) {
     yaxis: axis({ domain: [bottom, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? few ? "D2" : 1 : undefined, title: { text: label(metric) } }),
     ...(loss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
   }), TOOLS);
+}
+
+// What a baseline's heads showed in the chosen head's layer, and the limit beyond which a head leaves it.
+function drawBand(state, metric, log) {
+  const { run, head } = state, band = run.band(metric, run.moduleOf[head]);
+  if (!band) return [];
+  const x = band.steps.map((step) => place(state, step)), positive = (values) => values.map((y) => (log && y <= 0 ? null : y));
+  const edge = { type: "scatter", mode: "lines", x, hoverinfo: "skip", line: { width: 0, color: css("--baseline") } };
+  const { name, margin } = run.raw.bands, where = `layer ${inert(run.module(head).label)}`;
+  return [
+    { ...edge, y: positive(band.low), showlegend: false },
+    { ...edge, y: positive(band.high), fill: "tonexty", fillcolor: css("--baseline"), name: `${inert(name)}, ${where}` },
+    { ...edge, y: positive(band.limit), name: `its limit (margin ${margin})`, line: { width: 1.2, color: css("--sound"), dash: "dot" } },
+  ];
 }
 
 function line(points, state, value, head) {
