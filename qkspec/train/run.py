@@ -8,9 +8,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def run(config: TrainConfig, folder: Path, stop: Stop) -> Iterator[Step]:
 
 
 def _refuse_used(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not p.name.startswith(f".{RUN}.partial-") for p in folder.iterdir()):
         raise UsageError(f"{folder}: already holds files; use --resume to go on with that run, or another --out")
 
 
@@ -95,9 +96,10 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         _check_data(lab, folder)
         lab.world.wait()  # nobody may read before the folder is tidy
         _restore(lab, folder)
-        for name in (METRICS, PROBES):
-            _truncate(folder / name, lab.step)
-        save.write_json(folder / RUN, record(lab))
+        with _writing(folder):
+            for name in (METRICS, PROBES):
+                _truncate(folder / name, lab.step)
+            save.write_json(folder / RUN, record(lab))
         yield from _write(lab, folder, stop)
 
 
@@ -183,10 +185,10 @@ def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
 def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
     ring = alarm.Ring(lab.config.ring)
-    with (folder / METRICS).open("a", encoding="utf-8") as metrics:
+    with _rows(folder / METRICS) as metrics:
         for step in train(lab):
             why = ring.watch(lab, step)
-            _append(metrics, row(step) | ({"alarm": why} if why else {}), folder)
+            _append(metrics, row(step) | ({"alarm": why} if why else {}))
             for past, tensors in ring.past() if why else ():
                 save.publish_past(lab, folder, past, tensors)
             if step.probe is not None:
@@ -194,28 +196,33 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
             crashed = step.outcome != "ok"
             stop.agree(lab)
             if crashed or stop.code or save.due(lab.step, lab.config):
-                _flush(metrics)
+                with _writing(folder / METRICS):
+                    os.fsync(metrics.fileno())  # every row before the checkpoint that relies on it
                 save.publish(lab, folder, step)
             if crashed:
-                forensics.keep(lab, folder, step)
+                with _writing(folder / forensics.CRASH):
+                    forensics.keep(lab, folder, step)
             yield step
             if stop.code:
                 return
 
 
 def _add_probe(folder: Path, step: Step) -> None:
-    with (folder / PROBES).open("a", encoding="utf-8") as probes:
-        _append(probes, {"step": step.step} | dict(step.probe or {}), folder)
+    with _rows(folder / PROBES) as probes:
+        _append(probes, {"step": step.step} | dict(step.probe or {}))
 
 
-def _append(metrics: TextIO, values: dict[str, Any], folder: Path) -> None:
-    try:
-        metrics.write(json.dumps(values, allow_nan=False) + "\n")
-        metrics.flush()
-    except OSError as error:
-        raise OutputError(
-            f"{folder / METRICS}: cannot be written ({error.strerror}); make room and --resume"
-        ) from error
+def _rows(path: Path) -> FileIO:
+    """Open a file of rows to add to; without a buffer, which would try again, and fail again, when it is closed."""
+    with _writing(path):
+        return FileIO(path, "a")
+
+
+def _append(rows: FileIO, values: dict[str, Any]) -> None:
+    left = json.dumps(values, allow_nan=False).encode() + b"\n"
+    with _writing(Path(str(rows.name))):
+        while left:  # a disk that fills up takes a part
+            left = left[rows.write(left) :]
 
 
 def row(step: Step) -> dict[str, Any]:
@@ -227,20 +234,12 @@ def row(step: Step) -> dict[str, Any]:
     return values
 
 
-def _flush(metrics: TextIO) -> None:
-    """Have every row on disk before the checkpoint that relies on it is published."""
-    metrics.flush()
-    os.fsync(metrics.fileno())
-
-
 def _truncate(path: Path, step: int) -> None:
     """Keep the rows up to a step, in one rename."""
     if not path.exists():
         return
     rows = [r for r in save.lines(path) if r["step"] <= step and r.get("outcome", "ok") == "ok"]
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    partial.replace(path)
+    save.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def _check_data(lab: Lab, folder: Path) -> None:

@@ -120,6 +120,8 @@ def tidy(run: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(target)
+    for file in run.glob(".*.json*.partial-*"):
+        file.unlink()
     for leftover in [*run.glob(".step-*.partial-*"), *run.glob(".step-*.old-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -133,8 +135,19 @@ def weights(lab: Lab) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write strict JSON; ValueError for NaN or infinity."""
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write strict JSON, whole or not at all; ValueError for NaN or infinity."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a full disk leaves what was there."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _write(lab: Lab, folder: Path, tensors: dict[str, Tensor], last: Step) -> None:

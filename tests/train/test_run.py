@@ -4,16 +4,19 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from qkspec.errors import InputError, UsageError
+from qkspec.errors import InputError, OutputError, UsageError
 from qkspec.train import run as runs
 from qkspec.train import save
 from qkspec.train.config import TrainConfig
@@ -107,6 +110,55 @@ def test_a_folder_in_use_is_not_written_over(tiny: TrainConfig, tmp_path: Path) 
     first.close()
     with pytest.raises(UsageError, match="already holds"):
         next(runs.run(tiny, folder, Stop()))
+
+
+@contextmanager
+def _files_up_to(size: int) -> Iterator[None]:
+    """Have the system refuse to let any file grow beyond so many bytes, as a full disk does in the midst of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl", "step-000008", "run.json", "again"])
+def test_a_disk_that_fills_up_is_one_sentence_and_costs_nothing(tiny: TrainConfig, tmp_path: Path, name: str) -> None:
+    config = dataclasses.replace(tiny, optimizer="adamw2", probe_every=1, save_every=8, full_states=12)
+    folder = tmp_path / "run"
+    list(runs.run(config, tmp_path / "whole", Stop()))
+    steps = runs.run(config, folder if name != "run.json" else tmp_path / "never", Stop())
+    if name == "run.json":
+        with _files_up_to(100), pytest.raises(OutputError, match=r"never: cannot be written .* another --out"):
+            next(steps)
+        return
+    for step in steps:
+        if step.step == 7:
+            break
+    if name == "again":
+        steps.close()
+        steps = runs.resume(folder, Stop())
+        before = (folder / "run.json").read_bytes()
+    sizes = {n: (folder / n).stat().st_size for n in ("metrics.jsonl", "probes.jsonl")}
+    room = {n: size + 20 for n, size in sizes.items()} | {"step-000008": sizes["probes.jsonl"] + 4000, "again": 100}
+    with _files_up_to(room[name]), pytest.raises(OutputError, match=name if name != "again" else "cannot be written"):
+        next(steps)
+    if name == "again":
+        assert (folder / "run.json").read_bytes() == before
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+    list(runs.resume(folder, Stop()))
+    assert _digest(folder) == _digest(tmp_path / "whole")
+    assert _losses(folder) == _losses(tmp_path / "whole")
+
+
+def test_evidence_that_cannot_be_written_is_one_sentence(tiny: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, optimizer="adamw", lr=1000.0, steps=200)
+    steps = runs.run(config, tmp_path / "run", Stop())
+    next(steps)
+    (tmp_path / "run" / "crash.json").mkdir()
+    with pytest.raises(OutputError, match=r"crash\.json: cannot be written"):
+        list(steps)
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -186,6 +186,7 @@ def test_a_run_killed_while_it_replaces_a_checkpoint_has_one(
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     for name in (".step-000001.partial-77", ".step-000002.old-77", "step-000003"):
         (tmp_path / name).mkdir()
+    (tmp_path / ".metrics.jsonl.partial-77").touch()
     save.tidy(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000003"]
 
