@@ -128,7 +128,7 @@ def entry(trial: Trial) -> Entry:
 
 
 def _done(trial: Trial) -> bool:
-    """Say whether a run has ended: its newest checkpoint says so. A row may stand there without the weights it tells of."""
+    """Say whether a run has ended, by its newest checkpoint: a row may stand there without the weights it tells of."""
     newest = list(save.checkpoints(trial.folder).items())[-1:]
     for step, folder in newest:
         state = json.loads((folder / save.TRAINER).read_text(encoding="utf-8"))
