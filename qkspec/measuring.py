@@ -39,6 +39,7 @@ class Settings:
         layout: a user's own layout.
         workers: processes; 0 chooses by the machine and the work.
         seed: of the tokens of the predicted maps.
+        eigenvalues: whether positive_fraction is measured, a quarter of the time, which no verdict needs.
         offsets: token distances Δ at which rotary modules are measured as well.
         embeddings: predict maps of embedded tokens, too, where the checkpoint has the embeddings.
         activations: file of real activations, whose maps are measured beside the predicted ones.
@@ -59,6 +60,7 @@ class Settings:
     layout: Layout | None = None
     workers: int = 1
     seed: int = 0
+    eigenvalues: bool = True
     offsets: tuple[int, ...] = ()
     embeddings: bool = False
     activations: str | None = None
@@ -188,7 +190,11 @@ def _measure_on_device(checkpoint: Checkpoint, found: Plan, batch: Sequence[int]
     from qkspec.spectrum import Weights
 
     layers = [_read(checkpoint, found, index) for index in batch]
-    weights = [Weights.of(*metrics.folding(layer)) for layer in layers if isinstance(layer, QKLayer)]
+    weights = [
+        replace(Weights.of(*metrics.folding(layer)), eigenvalues=settings.eigenvalues)
+        for layer in layers
+        if isinstance(layer, QKLayer)
+    ]
     spectra = spectrum_torch.spectra_of(weights, device=settings.device)
     return [
         _part(checkpoint, index, layer, settings, next(spectra)) if isinstance(layer, QKLayer) else layer
@@ -219,7 +225,9 @@ def _part(
             remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
-    values, sigma = metrics.measure(layer, settings.sizes, seed=settings.seed, found=spectra)
+    values, sigma = metrics.measure(
+        layer, settings.sizes, seed=settings.seed, found=spectra, eigenvalues=settings.eigenvalues
+    )
     values |= metrics.at_offsets(layer, settings.offsets)
     if settings.embeddings:
         values |= metrics.on_activations(

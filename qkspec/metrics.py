@@ -84,9 +84,9 @@ def folding(layer: QKLayer) -> tuple[Array, Array, Array | None, Array | None]:
     return layer.q, layer.k, _gain(layer.q_input), _gain(layer.k_input)
 
 
-def folded_spectra(layer: QKLayer) -> Spectra:
-    """Return the spectra of a module with its norms' gains folded in."""
-    return spectra(*folding(layer))
+def folded_spectra(layer: QKLayer, *, eigenvalues: bool = True) -> Spectra:
+    """Return the spectra of a module with its norms' gains folded in; ``eigenvalues`` as of ``spectra``."""
+    return spectra(*folding(layer), eigenvalues=eigenvalues)
 
 
 def logit_std(layer: QKLayer, found: Spectra | None = None) -> F64:
@@ -154,12 +154,12 @@ class Facts:
     mean_diagonal: F64
 
 
-def facts(layer: QKLayer, *, seed: int = 0, found: Spectra | None = None) -> Facts:
-    """Compute the spectra (unless ``found``) and the predicted map of one module. ``seed`` draws the map's tokens."""
+def facts(layer: QKLayer, *, seed: int = 0, found: Spectra | None = None, eigenvalues: bool = True) -> Facts:
+    """Compute the spectra (unless ``found``) and the predicted map of one module. Arguments as of ``measure``."""
     indices = map_indices(predicted_map(layer, seed=seed), causal=layer.causal)
     if "input norm" in layer.unknown and layer.qk_norm is None:
         indices = MapIndices(*(np.full(layer.heads, np.nan) for _ in range(4)))
-    found = folded_spectra(layer) if found is None else found
+    found = folded_spectra(layer, eigenvalues=eigenvalues) if found is None else found
     return Facts(layer, found, indices, logit_std(layer, found), mean_diagonal_logit(layer, found))
 
 
@@ -290,7 +290,12 @@ def names(
 
 
 def measure(
-    layer: QKLayer, sizes: Sequence[int] = DEFAULT_SIZES, *, seed: int = 0, found: Spectra | None = None
+    layer: QKLayer,
+    sizes: Sequence[int] = DEFAULT_SIZES,
+    *,
+    seed: int = 0,
+    found: Spectra | None = None,
+    eigenvalues: bool = True,
 ) -> tuple[dict[str, F64], F64]:
     """Compute every metric of one module.
 
@@ -299,11 +304,12 @@ def measure(
         sizes: the s of sec_s.
         seed: of the predicted map's tokens.
         found: its ``folded_spectra`` if another back end computed them.
+        eigenvalues: whether positive_fraction is wanted; it is NaN otherwise.
 
     Returns:
         {metric: (heads,) float64} in the order of ``names``, and sigma (heads, d_q).
     """
-    known = facts(layer, seed=seed, found=found)
+    known = facts(layer, seed=seed, found=found, eigenvalues=eigenvalues)
     values = {metric.name: metric.compute(known) for metric in (*METRICS, *sec_metrics(sizes))}
     return {name: values[name] for name in names(sizes)}, known.spectra.sigma
 

@@ -1,7 +1,7 @@
 """The three attention modes of the paper's appendix G: normal, malignant and benign, from chosen spectra.
 
 The appendix leaves out 1/√d_q and takes W_q, W_k ~ N(0, 1), so that its "normal" head has a logit standard deviation
-near 6,000 and entropy 0. ``as_printed`` does that; with a chosen κ the three modes separate as the paper's figure 3 shows.
+near 6,000 and entropy 0. ``as_printed`` does that; with a chosen κ the three modes separate as figure 3 shows.
 """
 
 import math

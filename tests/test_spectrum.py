@@ -181,3 +181,11 @@ def test_gains_are_those_of_the_folded_product(seed, power):
         m = gain_q[:, None] * (q[h].T @ k[h // 2]) * gain_k
         assert found.gained[h] == pytest.approx(np.linalg.norm(m))
         assert found.gained_trace[h] == pytest.approx(np.trace(m), abs=1e-9 * np.abs(m).sum())
+
+
+def test_eigenvalues_can_be_left_out_and_nothing_else_changes():
+    q, k = draw(1, 4, 2, 5, 9)
+    whole, lean = spectra(q, k), spectra(q, k, eigenvalues=False)
+    assert np.isnan(lean.eigenvalues).all()
+    for name in ("sigma", "sigma1_q", "sigma1_k", "trace", "gained", "gained_trace"):
+        np.testing.assert_array_equal(getattr(lean, name), getattr(whole, name))

@@ -93,6 +93,7 @@ def analyze(
     flags = Flags(
         sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
+        eigenvalues=out is not None or output_format is OutputFormat.CSV,  # only the table of heads shows them
         offsets=offsets, activations=activations, embeddings=embeddings, revisions=revisions,
     )  # fmt: skip
     if out is not None:  # a mistake in what is asked for is told before the work, not after it

@@ -40,6 +40,7 @@ class Flags:
     cache: Path | None = None
     no_cache: bool = False
     keep_spectra: bool = False
+    eigenvalues: bool = False
     offsets: str | None = None
     activations: str | None = None
     embeddings: bool | None = None
@@ -108,6 +109,7 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         ray_address=flags.ray_address or _text(table, "ray_address", where),
         cache=_cache(flags, table, where),
         keep_spectra=flags.keep_spectra,
+        eigenvalues=flags.eigenvalues,
         offsets=tuple(
             sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
         ),
