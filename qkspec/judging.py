@@ -177,13 +177,10 @@ def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits)
 
 
 def provenance() -> dict[str, str]:
-    """Return what computed the numbers."""
-    import scipy
-
+    """Return what computed the numbers. SciPy, which only ill-conditioned wide heads need, is not imported to name it."""
     return {
         "qkspec": __version__,
         "numpy": np.__version__,
-        "scipy": scipy.__version__,
         "python": platform.python_version(),
         "precision": "float64",
     }
