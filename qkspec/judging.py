@@ -177,7 +177,7 @@ def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits)
 
 
 def provenance() -> dict[str, str]:
-    """Return what computed the numbers. SciPy, which only ill-conditioned wide heads need, is not imported to name it."""
+    """Return what computed the numbers. SciPy, which few heads need, is not imported to be named."""
     return {
         "qkspec": __version__,
         "numpy": np.__version__,
