@@ -1,5 +1,6 @@
 """AdamW² beside what users train with: distributed checkpoints, torch.compile, gradient accumulation."""
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
@@ -40,6 +41,7 @@ def gap(one, other):
     return max((p - q).abs().max().item() for p, q in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
 def test_a_distributed_checkpoint_resumes_bit_for_bit(tmp_path):
     net, opt = made()
     train(net, opt, range(13))
