@@ -3,6 +3,7 @@
 import json
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,9 @@ def compare(
     a: Annotated[str, typer.Argument(help="A run, or a saved report of one run.", metavar="A", show_default=False)],
     b: Annotated[str, typer.Argument(help="The other one.", metavar="B", show_default=False)],
     *,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a page too: a directory, or a file that ends in .html.")
+    ] = None,
     output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
     layers: Layers = None,
     heads: Heads = None,
@@ -58,8 +62,19 @@ def compare(
 
     flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit)
     table, where = load_file()
+    if out is not None:
+        from qkspec.reports.comparing import check_target
+
+        check_target(out)
     sides = [measure([path], flags, table, where, quiet=quiet, progress=not no_progress) for path in (a, b)]
-    found = compared((sides[0], only_run(sides[0], a)), (sides[1], only_run(sides[1], b)))
+    runs = only_run(sides[0], a), only_run(sides[1], b)
+    found = compared((sides[0], runs[0]), (sides[1], runs[1]))
+    if out is not None:
+        from qkspec.reports.comparing import Pair, save
+        from qkspec.reports.view import RunView
+
+        views = [RunView.of(side, run) for side, run in zip(sides, runs, strict=True)]
+        save(Pair(found, views[0], views[1], findings(found), document(found)), out)
     if output_format is Lines.JSON:
         json.dump(document(found), sys.stdout, indent=1, allow_nan=False)
         print()  # noqa: T201 - ends the last line
@@ -113,22 +128,24 @@ def lines(found: "Comparison") -> list[str]:
     a, b = found.a, found.b
     out = [f"A {a.name}: {_state(found, 'a')}", f"B {b.name}: {_state(found, 'b')}"]
     if not len(found.steps):
-        return [*out, "the runs have no step in common: only their ends can be compared"]
+        return [*out, *findings(found)]
     chosen = {(t.metric, t.how): t for t in found.tracks}
     width = max(len(str(found.steps[-1])), 4)
     out += ["", f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>9}" for metric, _ in COLUMNS)]
     for i in _thinned(len(found.steps)):
         cells = "".join(f"  {_cell(chosen[key].a[i]):>11} {_cell(chosen[key].b[i]):>9}" for key in COLUMNS)
         out.append(f"{found.steps[i]:>{width}}{cells}")
-    out += ["(medians over heads)", ""]
-    out.append(
-        "at their first common step the weights' sigma1 are " + ("the same" if found.same_start else "different")
-    )
+    return [*out, "(medians over heads)", "", *findings(found)]
+
+
+def findings(found: "Comparison") -> list[str]:
+    """Return where two runs part, in sentences."""
+    if not len(found.steps):
+        return ["the runs have no step in common: only their ends can be compared"]
+    out = ["at their first common step the weights' sigma1 are " + ("the same" if found.same_start else "different")]
     if found.parted is None:
         out.append("they do not part for good in any metric")
-    for track in found.tracks:
-        if track.parted is not None:
-            out.append(f"{track.how} {track.metric} parts for good at step {track.parted}")
+    out += [f"{t.how} {t.metric} parts for good at step {t.parted}" for t in found.tracks if t.parted is not None]
     if found.loss is not None:
         run, trouble = found.loss
         out.append(f"the loss of {run} {_said(trouble.kind)} at step {trouble.step}")

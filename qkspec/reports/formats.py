@@ -33,12 +33,11 @@ class Format(Enum):
     @property
     def missing(self) -> tuple[str, ...]:
         """Packages of the format's optional extra that are not installed."""
-        return tuple(name for name in EXTRAS.get(self.value[2], ()) if find_spec(name) is None)
+        return missing(self.value[2])
 
     def require(self) -> None:
         """Raise UsageError unless everything that this format needs is installed."""
-        if self.missing:
-            raise UsageError(f'{self.file} needs {" and ".join(self.missing)}: pip install "qkspec[{self.value[2]}]"')
+        require(self.file, self.value[2])
 
     def write(self, report: Report, path: Path) -> None:
         """Write the report to a new file or folder.
@@ -60,6 +59,17 @@ EXTRAS = {"html": ("jinja2", "plotly"), "parquet": ("pyarrow",)}
 TEXT = (Format.CSV, Format.LOSSES, Format.HTML, Format.MARKDOWN, Format.JSON)
 ESSENTIAL = (Format.CSV, Format.LOSSES, Format.JSON)  # what a saved report is read back from; in every directory
 ON_REQUEST = (Format.PARQUET, Format.MARKDOWN)
+
+
+def missing(extra: str) -> tuple[str, ...]:
+    """Return the packages of an optional extra that are not installed."""
+    return tuple(name for name in EXTRAS.get(extra, ()) if find_spec(name) is None)
+
+
+def require(file: str, extra: str) -> None:
+    """Raise UsageError unless the packages of the optional extra that a file needs are installed."""
+    if missing(extra):
+        raise UsageError(f'{file} needs {" and ".join(missing(extra))}: pip install "qkspec[{extra}]"')
 
 
 def default_formats() -> tuple[Format, ...]:

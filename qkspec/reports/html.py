@@ -27,36 +27,57 @@ from qkspec.reports.view import (
 )
 from qkspec.theorem import GRAVITY
 
-SCRIPTS = ("data.js", "plots.js", "table.js", "page.js")
+SHARED = ("shared.js", "data.js", "plots.js", "table.js")  # of every page, in this order
 MAX_SKIPPED = 200
 MAX_REMARKS = 50
 
 
 def write(report: Report, out: TextIO) -> None:
     """Write the page to an open text file."""
-    from jinja2 import Environment, StrictUndefined
+    runs = list(islice(views(report), MAX_RUNS))
+    render(
+        "page",
+        page_data(report.limits, runs),
+        out,
+        runs=[summary(view) for view in views(report)],
+        drawn=len(runs),
+        skipped=[(clean(name), clean(why, 500)) for name, why in islice(report.skipped.items(), MAX_SKIPPED)],
+        skipped_count=len(report.skipped),
+        provenance={clean(name): clean(value) for name, value in report.provenance.items()},
+        limits={name: value for name, value in vars(report.limits).items() if value is not None},
+    )
+
+
+def render(name: str, data: Any, out: TextIO, **values: Any) -> None:
+    """Write a self-contained page: page/NAME.html with page/NAME.js, what pages share, and the data.
+
+    Args:
+        name: of the template and of its script.
+        data: plain values for the script.
+        out: an open text file.
+        values: for the template, which escapes them.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    runs = list(islice(views(report), MAX_RUNS))
-    page = files("qkspec.reports") / "page"
-    scripts = [get_plotlyjs(), "\n".join((page / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    scripts = [get_plotlyjs(), "\n".join(_text(script) for script in (*SHARED, f"{name}.js"))]
     scripts = [script.replace("</script", "<\\/script") for script in scripts]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((page / "page.html").read_text(encoding="utf-8"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text)
+    )
     out.write(
-        template.render(
+        environment.get_template(f"{name}.html").render(
             scripts=[_Raw(script) for script in scripts],
             hashes=[_hash(script) for script in scripts],
-            style=_Raw((page / "page.css").read_text(encoding="utf-8")),
-            data=_Raw(embed(page_data(report.limits, runs))),
-            runs=[_summary(view) for view in views(report)],
-            drawn=len(runs),
-            skipped=[(clean(name), clean(why, 500)) for name, why in islice(report.skipped.items(), MAX_SKIPPED)],
-            skipped_count=len(report.skipped),
-            provenance={clean(name): clean(value) for name, value in report.provenance.items()},
-            limits={name: value for name, value in vars(report.limits).items() if value is not None},
+            style=_Raw(_text("page.css")),
+            data=_Raw(embed(data)),
+            **values,
         )
     )
+
+
+def _text(name: str) -> str:
+    return (files("qkspec.reports") / "page" / name).read_text(encoding="utf-8")
 
 
 class _Raw:
@@ -79,10 +100,12 @@ def _hash(script: str) -> str:
     return b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
-def _summary(view: RunView) -> dict[str, Any]:
+def summary(view: RunView, side: str = "") -> dict[str, Any]:
+    """Return what a run's card says; ``side`` is its letter where two runs are compared."""
     counts = view.counts()
     row = view.first_turn()
     return {
+        "side": side,
         "name": clean(view.name),
         "state": view.state.verdict,
         "read": clean(what_was_read(view), 1000),

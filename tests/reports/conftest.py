@@ -1,14 +1,28 @@
 """Reports of small GPT-2 state dicts, measured and judged by the road of files: a sound run, and one that collapses."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import browser
 import numpy as np
 import pytest
 
 from qkspec.analysis import Measured, Report, Settings, Skipped, assemble, judge, measure
 from qkspec.checkpoints.memory import from_state_dict
 from qkspec.readings import Readings
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One browser for all pages."""
+    pytest.importorskip("selenium", reason="needs selenium")
+    if browser.CHROMIUM is None or browser.CHROMEDRIVER is None:
+        pytest.skip("needs chromium and chromedriver")
+    found = browser.started(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.quit()
+
 
 STEPS = (0, 10, 20, 40, 80, 160)
 

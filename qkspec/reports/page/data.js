@@ -1,4 +1,3 @@
-"use strict";
 // What the page was given: numbers in 16 bits, unpacked when they are first asked for.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
@@ -51,6 +50,8 @@ class Run {
   module(head) { return this.raw.modules[this.moduleOf[head]]; }
   place(head) { return head - this.starts[this.moduleOf[head]]; }
   name(head) { return `layer ${this.module(head).label} head ${this.raw.head[head]}`; }
+  shows(moment, head, verdict) { return this.verdict(moment, head).name === verdict; }
+  words(moment, head) { return `${this.name(head)} ${this.module(head).name} ${this.verdict(moment, head).name} `; }
   // Values (sizes) of one head at one spectral moment: "sigma" or "sec".
   spectral(kind, moment, head) {
     const at = this.moduleOf[head], part = this.raw.spectra.modules[at];

@@ -1,7 +1,19 @@
 // The page's state, its controls, and what is drawn again when one of them changes.
 
+const COLUMNS = [
+  { key: "module", text: true, head: "module", of: (run, m, h) => run.module(h).name },
+  { key: "layer", head: "layer", of: (run, m, h) => run.moduleOf[h], show: (run, m, h) => run.module(h).label },
+  { key: "head", head: "head", of: (run, m, h) => run.raw.head[h] },
+  { key: "verdict", text: true, head: "verdict", of: (run, m, h) => run.code(m, h), show: (run, m, h) => run.verdict(m, h).name, verdict: (run, m, h) => run.verdict(m, h) },
+  ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["sec_star", "SEC(s*)"],
+    ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["measured_entropy", "measured entropy"]]
+    .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => ({
+    key, head, of: (run, m, h) => run.value(key, m, h), show: (run, m, h) => number(run.value(key, m, h)) })),
+  { key: "turned", head: "turned", of: (run, m, h) => (run.raw.turned[h] < 0 ? NaN : run.raw.turned[h]),
+    show: (run, m, h) => (run.raw.turned[h] < 0 ? "–" : String(run.raw.turned[h])) },
+];
+
 const state = { run: null, metric: "", moment: 0, head: 0, logSteps: false };
-const control = (id) => document.getElementById(id);
 
 function chooseRun(index) {
   state.run = RUNS[index];
@@ -26,15 +38,9 @@ function chooseHead(head) {
   drawAll();
 }
 
-let waiting = 0;
-function drawAll() {
-  // A dragged slider asks faster than a page can draw: once a frame is enough.
-  if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; draw(); });
-}
-
 function draw() {
+  drawHead(); // first: the map takes the height that it leaves
   drawMap(state);
-  drawHead();
   drawTrajectories(state);
   drawSec(state);
   drawTable(state, chooseHead);
@@ -60,15 +66,6 @@ function drawHead() {
   drawIndices(state);
 }
 
-function paintLegend() {
-  control("legend").replaceChildren(...DATA.verdicts.map((verdict) => {
-    const item = element("li");
-    item.title = verdict.meaning;
-    item.append(swatch(verdict), verdict.name);
-    return item;
-  }));
-}
-
 function step(key) {
   const { run, head } = state, row = run.moduleOf[head], column = run.place(head);
   const [down, across] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[key];
@@ -90,13 +87,7 @@ function start() {
   control("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawAll(); });
   control("moment").addEventListener("input", (event) => chooseMoment(Number(event.target.value)));
   control("log-steps").addEventListener("change", (event) => { state.logSteps = event.target.checked; drawAll(); });
-  control("theme").addEventListener("click", (event) => {
-    const root = document.documentElement, next = { "": "light", light: "dark", dark: "" }[root.dataset.theme || ""];
-    if (next) root.dataset.theme = next; else delete root.dataset.theme;
-    event.target.textContent = `theme: ${next || "auto"}`;
-    repaint();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  watchTheme(repaint);
   control("map").addEventListener("keydown", (event) => {
     if (!event.key.startsWith("Arrow")) return;
     event.preventDefault();

@@ -37,10 +37,11 @@ function logTicks(low, high) {
   return { tickvals: places, ticktext: places.map((place) => number(10 ** place).replace(/\.?0+$/, "")) };
 }
 
-function drawMap(state) {
+// The map of one run; ``scale`` gives the ends of the colours where several maps share them.
+function drawMap(state, id = "map", scale = null) {
   const { run, metric, moment, head } = state, rows = run.raw.modules;
   const verdicts = metric === "verdict", log = run.isLog(metric), z = [], text = [], hover = [];
-  const ends = verdicts ? [0, DATA.verdicts.length - 1] : span(run, metric);
+  const ends = verdicts ? [0, DATA.verdicts.length - 1] : scale || span(run, metric);
   rows.forEach((module, i) => {
     const line = [], letters = [], names = [];
     for (let j = 0; j < run.widest; j++) {
@@ -53,21 +54,24 @@ function drawMap(state) {
     }
     z.push(line); text.push(letters); hover.push(names);
   });
-  const scale = verdicts ? steps(DATA.verdicts.map(colour)) : CIVIDIS;
+  const colours = verdicts ? steps(DATA.verdicts.map(colour)) : CIVIDIS;
   const bar = verdicts ? undefined : { thickness: 12, outlinewidth: 0, title: { text: label(metric), side: "right" }, ...(log ? logTicks(...ends) : {}) };
   const trace = {
-    type: "heatmap", z, text, customdata: hover, hovertemplate: "%{customdata}<extra></extra>", colorscale: scale,
+    type: "heatmap", z, text, customdata: hover, hovertemplate: "%{customdata}<extra></extra>", colorscale: colours,
     zmin: ends[0] - (verdicts ? 0.5 : 0), zmax: ends[1] + (verdicts ? 0.5 : 0), showscale: !verdicts, colorbar: bar,
     xgap: run.widest > 64 ? 0 : 1, ygap: rows.length > 64 ? 0 : 1,
   };
   if (run.widest <= 48) Object.assign(trace, { texttemplate: "%{text}", textfont: { size: run.widest <= 24 ? 14 : 10, weight: "bold" } });
-  const i = run.moduleOf[head], j = run.place(head);
-  const chosen = { type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color: css("--accent"), width: 3 } };
+  const chosen = [];
+  if (head >= 0) {
+    const i = run.moduleOf[head], j = run.place(head);
+    chosen.push({ type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color: css("--accent"), width: 3 } });
+  }
   const every = Math.ceil(rows.length / 24), ticks = rows.map((_, n) => n).filter((n) => n % every === 0);
-  Plotly.react("map", [trace], layout({
+  Plotly.react(id, [trace], layout({
     xaxis: axis({ title: { text: "head" }, showgrid: false, range: [-0.5, run.widest - 0.5], dtick: Math.ceil(run.widest / 16) }),
     yaxis: axis({ title: { text: "layer" }, showgrid: false, range: [rows.length - 0.5, -0.5], tickvals: ticks, ticktext: ticks.map((n) => inert(rows[n].label)) }),
-    shapes: [chosen],
+    shapes: chosen,
   }), CONFIG);
 }
 
@@ -153,7 +157,7 @@ function drawBand(state, metric, log) {
   const { run, head } = state, band = run.band(metric, run.moduleOf[head]);
   if (!band) return [];
   const x = band.steps.map((step) => place(state, step)), positive = (values) => values.map((y) => (log && y <= 0 ? null : y));
-  const edge = { type: "scatter", mode: "lines", x, hoverinfo: "skip", line: { width: 0, color: css("--baseline") } };
+  const edge = { type: "scatter", mode: "lines", x, hoverinfo: "skip", line: { width: 0.8, color: css("--baseline") } };
   const { name, margin } = run.raw.bands, where = `layer ${inert(run.module(head).label)}`;
   return [
     { ...edge, y: positive(band.low), showlegend: false },

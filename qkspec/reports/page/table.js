@@ -1,18 +1,7 @@
-// The verdict table of one checkpoint: sorted by any column, filtered by text and verdict. Names are only ever set as text.
+// The table of heads at one checkpoint: sorted by any column, filtered by text and verdict. Names are only ever set as text.
+// Its columns are COLUMNS of the page; state.run is a Run, or what has the same methods.
 
 const PAGE = 100;
-const COLUMNS = [
-  { key: "module", text: true, head: "module", of: (run, m, h) => run.module(h).name },
-  { key: "layer", head: "layer", of: (run, m, h) => run.moduleOf[h], show: (run, m, h) => run.module(h).label },
-  { key: "head", head: "head", of: (run, m, h) => run.raw.head[h] },
-  { key: "verdict", text: true, head: "verdict", of: (run, m, h) => run.code(m, h), show: (run, m, h) => run.verdict(m, h).name },
-  ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["sec_star", "SEC(s*)"],
-    ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["measured_entropy", "measured entropy"]]
-    .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => ({
-    key, head, of: (run, m, h) => run.value(key, m, h), show: (run, m, h) => number(run.value(key, m, h)) })),
-  { key: "turned", head: "turned", of: (run, m, h) => (run.raw.turned[h] < 0 ? NaN : run.raw.turned[h]),
-    show: (run, m, h) => (run.raw.turned[h] < 0 ? "–" : String(run.raw.turned[h])) },
-];
 const sorting = { key: "", down: false, shown: PAGE };
 
 function element(tag, text, className) {
@@ -60,8 +49,7 @@ function sorted(run, moment, heads) {
 function drawTable(state, choose) {
   const { run, moment } = state, find = document.getElementById("find").value.trim().toLowerCase(), only = document.getElementById("only").value;
   const heads = sorted(run, moment, run.byGravity(moment).filter((head) => {
-    const verdict = run.verdict(moment, head).name;
-    return (!only || verdict === only) && (!find || `${run.name(head)} ${run.module(head).name} ${verdict} `.toLowerCase().includes(find));
+    return (!only || run.shows(moment, head, only)) && (!find || run.words(moment, head).toLowerCase().includes(find));
   }));
   const rows = heads.slice(0, sorting.shown).map((head) => {
     const row = element("tr", undefined, head === state.head ? "chosen" : "");
@@ -74,7 +62,7 @@ function drawTable(state, choose) {
         button.setAttribute("aria-label", `show ${run.name(head)}`);
         button.addEventListener("click", () => choose(head));
         cell.append(button);
-      } else if (column.key === "verdict") cell.append(swatch(run.verdict(moment, head)), shown);
+      } else if (column.verdict && column.verdict(run, moment, head)) cell.append(swatch(column.verdict(run, moment, head)), shown);
       else cell.textContent = shown;
       row.append(cell);
     }

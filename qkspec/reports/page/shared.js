@@ -1,0 +1,29 @@
+"use strict";
+// What every page of qkspec does alike.
+
+const control = (id) => document.getElementById(id);
+
+let waiting = 0;
+function drawAll() {
+  // A dragged slider asks faster than a page can draw: once a frame is enough.
+  if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; draw(); });
+}
+
+function paintLegend() {
+  control("legend").replaceChildren(...DATA.verdicts.map((verdict) => {
+    const item = element("li");
+    item.title = verdict.meaning;
+    item.append(swatch(verdict), verdict.name);
+    return item;
+  }));
+}
+
+function watchTheme(repaint) {
+  control("theme").addEventListener("click", (event) => {
+    const root = document.documentElement, next = { "": "light", light: "dark", dark: "" }[root.dataset.theme || ""];
+    if (next) root.dataset.theme = next; else delete root.dataset.theme;
+    event.target.textContent = `theme: ${next || "auto"}`;
+    repaint();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+}
