@@ -15,7 +15,7 @@ from qkspec.reports.losses import thinned
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
 from qkspec.reports.palette import LOOKS
 from qkspec.reports.view import QUIET, RunView, evidence
-from qkspec.theorem import GRAVITY, Limits, Verdict
+from qkspec.theorem import GRAVITY, KINDS, Limits, Verdict
 
 F64 = NDArray[np.float64]
 Json = dict[str, Any]
@@ -36,14 +36,16 @@ SHOWN = (
     ("sec_star", "SEC(d_q, s*)"),
     ("effective_rank", "effective rank of σ²"),
     ("stable_rank", "stable rank"),
-    ("predicted_entropy", "predicted entropy / ln T"),
-    ("predicted_rank", "predicted map rank / T"),
-    ("predicted_diagonal", "predicted diagonal mass"),
-    ("predicted_columns", "predicted distinct columns / T"),
-    ("measured_entropy", "measured entropy / ln T"),
-    ("measured_rank", "measured map rank / T"),
-    ("measured_diagonal", "measured diagonal mass"),
-    ("measured_columns", "measured distinct columns / T"),
+    *(
+        (f"{kind}_{index}", f"{kind} {label}")
+        for kind in KINDS
+        for index, label in (
+            ("entropy", "entropy / ln T"),
+            ("rank", "map rank / T"),
+            ("diagonal", "diagonal mass"),
+            ("columns", "distinct columns / T"),
+        )
+    ),
     ("logit_bound", "bound on |logit| under QK-norm"),
     ("positive_fraction", "positive eigenvalues"),
 )
@@ -74,6 +76,7 @@ def page_data(limits: Limits, runs: Sequence[RunView], *, spectra: bool = True) 
             for verdict in GRAVITY
         ],
         "metrics": [{"name": name, "label": label, "meaning": meanings.get(name, label)} for name, label in names],
+        "kinds": [kind for kind in reversed(KINDS) if f"{kind}_entropy" in dict(names)],
         "limits": {"large": limits.freezing, "frozen": limits.certain},
         "runs": [
             _run(view, [name for name, _ in names], len(runs), flags) | _further(view, len(runs), spectra=spectra)

@@ -12,7 +12,7 @@ from qkspec.analysis import CheckpointFacts, Report
 from qkspec.courses import Flag
 from qkspec.judging import Story
 from qkspec.readings import NO_STEP, Readings
-from qkspec.theorem import GRAVITY, Condition, Verdict
+from qkspec.theorem import GRAVITY, KINDS, Condition, Verdict
 from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
 
 F64 = NDArray[np.float64]
@@ -254,12 +254,11 @@ SHORT = {
     "effective_rank": "effective rank",
     "sec_star": "SEC(s*)",
     "freezing_ratio": "κ",
-    "predicted_entropy": "predicted entropy",
-    "predicted_rank": "predicted map rank",
-    "predicted_diagonal": "predicted diagonal",
-    "measured_entropy": "measured entropy",
-    "measured_rank": "measured map rank",
-    "measured_diagonal": "measured diagonal",
+    **{
+        f"{kind}_{index}": f"{kind} {label}"
+        for kind in KINDS
+        for index, label in (("entropy", "entropy"), ("rank", "map rank"), ("diagonal", "diagonal"))
+    },
 }
 SIGNS = {"<=": "≤", ">=": "≥"}
 _AGAINST = {"≤": ">", "≥": "<"}

@@ -1,46 +1,70 @@
-"""Maps measured on real activations take the place of predicted ones in every output."""
+"""Maps measured on real activations, or of embedded tokens, take the place of predicted ones in every output."""
 
+import importlib.util
 import io
 import json
+from pathlib import Path
+from typing import Any
 
+import browser
 import numpy as np
 import pytest
 from rich.console import Console
 
 from qkspec.analysis import Report, assemble
 from qkspec.readings import Readings
-from qkspec.reports import jsonfile, markdown
+from qkspec.reports import html, jsonfile, markdown
 from qkspec.reports.pagedata import page_data
 from qkspec.reports.table import render
 from qkspec.reports.view import views
 
+KINDS = ("embedded", "measured")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
 
 @pytest.fixture(scope="module")
-def measured(one_run: Report) -> Report:
+def measured(one_run: Report, kind: str) -> Report:
     columns = dict(one_run.readings.columns)
     rows = len(one_run.readings)
     for name, value in (("entropy", 0.12), ("rank", 0.05), ("diagonal", 0.1), ("columns", 0.2), ("logit_std", 9.0)):
-        columns[f"measured_{name}"] = np.full(rows, value)
+        columns[f"{kind}_{name}"] = np.full(rows, value)
     return assemble(
         Readings(columns), one_run.applicable, one_run.limits, checkpoints=one_run.checkpoints, skipped={}, spectra={}
     )
 
 
-def test_every_output_names_the_measured_map(measured: Report) -> None:
+def test_every_output_names_the_map_that_the_verdict_rests_on(measured: Report, kind: str) -> None:
+    limit = {"measured": measured.limits.measured_entropy, "embedded": measured.limits.embedded_entropy}[kind]
     out = io.StringIO()
     render(measured, Console(file=out, width=120))
-    assert "measured entropy 0.120 ≤ 0.300" in out.getvalue()
+    assert f"{kind} entropy 0.120 ≤ {limit:.3f}" in out.getvalue()
     text = io.StringIO()
     markdown.write(measured, text)
-    assert "measured entropy 0.120" in text.getvalue()
+    assert f"{kind} entropy 0.120" in text.getvalue()
     document = json.dumps(jsonfile.document(measured), allow_nan=False)
-    assert '"measured_entropy"' in document
-    data = page_data(measured, list(views(measured)))
-    assert "measured_entropy" in [metric["name"] for metric in data["metrics"]]
-    assert "measured_entropy" in [c[1] for c in data["runs"][0]["modules"][0]["conditions"]]
+    assert f'"{kind}_entropy"' in document
+    data = page_data(measured.limits, list(views(measured)))
+    assert f"{kind}_entropy" in [metric["name"] for metric in data["metrics"]]
+    assert f"{kind}_entropy" in [c[1] for c in data["runs"][0]["modules"][0]["conditions"]]
+    assert data["kinds"] == [kind, "predicted"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="needs qkspec[html]")
+def test_the_page_draws_its_indices(driver: Any, measured: Report, kind: str, tmp_path: Path) -> None:
+    with (tmp_path / "report.html").open("w", encoding="utf-8") as file:
+        html.write(measured, file)
+    page = browser.Page(driver, tmp_path / "report.html")
+    assert page.find("#indices-title").text == f"{kind.capitalize()} attention map"
+    assert f"{kind} entropy" in page.texts("#heads thead th")
+    assert page.problems() == []
+    assert page.requests() == []
 
 
 def test_what_nothing_measured_is_not_offered(one_run: Report) -> None:
-    names = [metric["name"] for metric in page_data(one_run, list(views(one_run)))["metrics"]]
-    assert "measured_entropy" not in names
+    names = [metric["name"] for metric in page_data(one_run.limits, list(views(one_run)))["metrics"]]
+    assert not {f"{kind}_entropy" for kind in KINDS} & set(names)
     assert names[0] == "freezing_ratio"

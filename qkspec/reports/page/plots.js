@@ -212,9 +212,9 @@ function drawSpectrum(state) {
 
 function drawIndices(state) {
   const { run, head, moment } = state, x = run.raw.steps.map((step) => place(state, step));
-  const measured = run.raw.values.measured_entropy && run.raw.steps.some((_, m) => Number.isFinite(run.value("measured_entropy", m, head)));
-  const source = measured ? "measured" : "predicted";
-  document.getElementById("indices-title").textContent = measured ? "Measured attention map" : "Predicted attention map";
+  const known = (kind) => run.raw.steps.some((_, m) => Number.isFinite(run.value(`${kind}_entropy`, m, head)));
+  const source = DATA.kinds.find(known) || "predicted"; // the one that the verdict rests on
+  document.getElementById("indices-title").textContent = `${source[0].toUpperCase()}${source.slice(1)} attention map`;
   const kinds = [["entropy", "entropy / ln T", "solid"], ["rank", "rank / T", "dash"], ["diagonal", "diagonal", "dot"], ["columns", "columns / T", "dashdot"]]
     .map(([name, ...rest]) => [`${source}_${name}`, ...rest]).filter(([name]) => run.raw.values[name]);
   const colours = isDark() ? ["#6cb6ff", "#ff9e64", "#2fc39b", "#e08fbd"] : ["#0072b2", "#d55e00", "#009e73", "#a8487e"];
