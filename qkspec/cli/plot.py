@@ -5,17 +5,26 @@ from typing import Annotated
 
 import typer
 
+from qkspec.cli.options import Baseline
+
 
 def plot(
     report: Annotated[Path, typer.Argument(help="Report directory that analyze -o wrote.", show_default=False)],
     *,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: plots/ in the report.")] = None,
     plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf.")] = "png",
+    baseline: Baseline = None,
 ) -> None:
     """Draw the figures of a saved report: σ1 and κ over steps, SEC over s, and the layer x head map."""
+    from dataclasses import replace
+
+    from qkspec.cli.measuring import load_bands
     from qkspec.reports.plots import check_format, draw_into
     from qkspec.reports.saved import load
 
     check_format(plot_format)
-    for path in draw_into(load(report), out or report / "plots", plot_format=plot_format):
+    loaded = load(report)
+    if baseline is not None:
+        loaded = replace(loaded, bands=load_bands(baseline, 2.0))
+    for path in draw_into(loaded, out or report / "plots", plot_format=plot_format):
         typer.echo(path)

@@ -23,6 +23,17 @@ def test_its_own_plots_keep_the_report_whole(one_run: Report, tmp_path: Path) ->
     write_directory(one_run, report, formats=())  # still a report of ours, so it may be replaced
 
 
+def test_a_baseline_is_drawn_behind(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
+    report = write_directory(one_run, tmp_path / "report", formats=())
+    base = write_directory(two_runs, tmp_path / "base", formats=())
+    for name, more in (("without", []), ("with", ["--baseline", str(base)])):
+        assert main(["plot", str(report), "--plot-format", "svg", "-o", str(tmp_path / name), *more]) == 0
+    without, banded = ((tmp_path / name / "sigma1.svg").read_text() for name in ("without", "with"))
+    assert "#b5dfcd" in banded
+    assert "#b5dfcd" not in without
+    assert main(["plot", str(report), "--baseline", str(tmp_path)]) == 3
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["nowhere"], 3), (["--plot-format", "gif", "."], 2)])
 def test_what_is_no_report_is_refused(
     arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
