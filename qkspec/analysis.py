@@ -8,6 +8,7 @@ import numpy as np
 from qkspec import losses
 from qkspec.cache import Joined
 from qkspec.checkpoints.sequence import find_runs
+from qkspec.engine import blas_on_one_thread
 from qkspec.errors import InputError
 from qkspec.judging import SCHEMA, CheckpointFacts, Report, assemble, run_state
 from qkspec.measuring import Measured, Settings, Skipped, measure, plan_for
@@ -43,7 +44,9 @@ def analyze(paths: Sequence[str | Path], settings: Settings | None = None) -> Re
         InputError: a path is no checkpoint, or nothing at all could be measured.
     """
     settings = settings or Settings()
-    return judge(measure_runs(find_runs([str(path) for path in paths]), settings), settings)
+    runs = find_runs([str(path) for path in paths])
+    with blas_on_one_thread():
+        return judge(measure_runs(runs, settings), settings)
 
 
 def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:

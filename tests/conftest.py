@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from qkspec.engine import one_blas_thread
+
+one_blas_thread()  # before NumPy is imported: two workers on two cores, and small matrices, want one thread each
+
 _DECLARED: list[object] = []
 
 

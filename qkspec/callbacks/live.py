@@ -1,8 +1,7 @@
 """A model in training as a checkpoint: its names, its config, and what of it lies on other ranks."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -68,19 +67,3 @@ def check_whole(model: nn.Module) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Say whether weights lie on several ranks as DTensors (FSDP2, tensor parallel), so that all have to read them."""
     return any(hasattr(weight, "full_tensor") for weight in model.parameters())
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold NumPy and SciPy to one BLAS thread inside, where threadpoolctl is installed; torch's own threads stay.
-
-    A training process has its libraries loaded, so no environment variable helps any more. On more threads the small
-    factorisations of one measurement of GPT-2 124M took 3 to 12 s instead of 0.6.
-    """
-    try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ModuleNotFoundError:
-        yield
-        return
-    with threadpool_limits(1, user_api="blas"):
-        yield

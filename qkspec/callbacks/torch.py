@@ -20,6 +20,7 @@ from qkspec.analysis import judge
 from qkspec.callbacks import live
 from qkspec.callbacks.judgement import EARLY, RUN, Judgement, check_stop, follow
 from qkspec.checkpoints.store import Checkpoint
+from qkspec.engine import blas_on_one_thread
 from qkspec.errors import LayoutError, QkspecError, UsageError
 from qkspec.layouts.find import read
 from qkspec.measuring import Settings, chosen, measure, plan_for
@@ -121,7 +122,7 @@ class Monitor:
         return live.checkpoint_of(self._model, self._config, step)
 
     def _judge(self, checkpoint: Checkpoint, step: int) -> Judgement:
-        with live.one_blas_thread():
+        with blas_on_one_thread():
             report = judge([measure(checkpoint, self._settings, run=RUN)], self._settings)
         return follow(report, self.last, step=step, stop_on=self.stop_on)
 

@@ -7,6 +7,7 @@ from callbacks.loops import Loop
 from torch import nn
 
 from qkspec.callbacks import live
+from qkspec.engine import blas_on_one_thread
 from qkspec.errors import UsageError
 
 
@@ -86,6 +87,6 @@ def test_blas_is_held_to_one_thread_for_as_long_as_a_measurement_takes():
 
     with control.threadpool_limits(2, user_api="blas"):
         before = threads()
-        with live.one_blas_thread():
+        with blas_on_one_thread():
             assert set(threads()) == {1}
         assert threads() == before
