@@ -80,5 +80,20 @@ def joined() -> Iterator[World]:
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield world
+        _part(world)
     finally:
         distributed.destroy_process_group()
+
+
+def _part(world: World) -> None:
+    """Leave only when every process is out of its last collective: gloo fails where a peer hangs up inside one.
+
+    Rank 0 says that it is out; the others wait for that, say so in turn and go; rank 0 may hold the store, and is last.
+    """
+    store = distributed.distributed_c10d._get_default_store()
+    if world.leads:
+        store.set("qkspec/out/0", "")
+        store.wait([f"qkspec/out/{rank}" for rank in range(world.size)])
+    else:
+        store.wait(["qkspec/out/0"])
+        store.set(f"qkspec/out/{world.rank}", "")
