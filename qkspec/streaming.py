@@ -65,7 +65,9 @@ def measure_runs(runs: Iterable[Run], settings: Settings) -> Iterator[Measured |
 
 def measure_source(run: str, source: Source, settings: Settings) -> Measured | Skipped:
     """Measure one checkpoint of a run, or say why that cannot be done."""
-    return next(_Stream([(run, source)], settings).results())
+    # Taken to its end: what is left of a generator runs when it is collected, where an interrupt would be lost.
+    (result,) = _Stream([(run, source)], settings).results()
+    return result
 
 
 class _Stream:
