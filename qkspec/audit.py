@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qkspec.checkpoints.sequence import Run, Source
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError, QkspecError
-from qkspec.layouts.find import read
+from qkspec.layouts.load import read
 from qkspec.measuring import Settings, plan_for
 from qkspec.qk import QKLayer
 from qkspec.spectrum import singular_values

@@ -14,8 +14,9 @@ from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import Engine
 from qkspec.errors import QkspecError
 from qkspec.judging import CheckpointFacts
-from qkspec.layouts.find import Module, Plan, plan, read
+from qkspec.layouts.find import Module, Plan, plan
 from qkspec.layouts.layout import Layout
+from qkspec.layouts.load import read
 from qkspec.qk import QKLayer
 from qkspec.readings import NO_STEP, Column, Readings, concatenate, text
 from qkspec.spectrum import Spectra

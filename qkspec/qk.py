@@ -5,14 +5,17 @@ the queries' input), d' (width of the keys' input; d' = d except in cross-attent
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from qkspec.errors import LayoutError
 
-Array = NDArray[np.float64] | NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64] | NDArray[np.float32]
+else:  # headers are read without NumPy, which takes as long to import as they do to read
+    Array = Any
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from qkspec.checkpoints.store import Checkpoint, Store
 from qkspec.layouts.cut import as_matrix, rows_of
-from qkspec.layouts.find import Module, Plan, read
+from qkspec.layouts.find import Module, Plan
 from qkspec.layouts.layout import Fused
+from qkspec.layouts.load import read
 from qkspec.qk import Array, QKLayer
 
 F64 = NDArray[np.float64]

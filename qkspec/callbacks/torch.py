@@ -22,7 +22,7 @@ from qkspec.callbacks.judgement import EARLY, RUN, Judgement, check_stop, follow
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import blas_on_one_thread
 from qkspec.errors import LayoutError, QkspecError, UsageError
-from qkspec.layouts.find import read
+from qkspec.layouts.load import read
 from qkspec.measuring import Settings, chosen, measure, plan_for
 
 __all__ = ["EARLY", "Judgement", "Monitor"]

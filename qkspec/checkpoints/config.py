@@ -7,13 +7,14 @@ from typing import Any
 
 from qkspec.checkpoints.files import Folder
 from qkspec.checkpoints.jsonfile import parse_object, read_object
-from qkspec.checkpoints.wrappers import find_step
 from qkspec.errors import CheckpointError
 
 # config.json of transformers and others; params.json of Meta's Llama and of Mistral.
 CONFIGS = ("config.json", "params.json", "model_args.json", "model_config.json")
 STATES = ("trainer_state.json", "train_state.json", "training_state.json")
+STEP_KEYS = ("global_step", "iter_num", "global_steps", "step", "iteration", "num_updates", "steps", "iter")
 MAX_CONFIG = 8 << 20  # bytes; the largest hold tens of thousands of class labels
+_MAX_STEP = 1 << 53
 _HEAD = 1 << 16
 _STEP = re.compile(rb'"(?:global_step|step)"\s*:\s*(\d{1,15})\b')
 
@@ -51,4 +52,13 @@ def read_step(folder: Folder) -> int | None:
             return None
         match = _STEP.search(head)
         return int(match[1]) if match else None
+    return None
+
+
+def find_step(values: Mapping[Any, Any]) -> int | None:
+    """Return the training step that a trainer's state names, or None."""
+    for key in STEP_KEYS:
+        value = values.get(key)
+        if type(value) is int and 0 <= value < _MAX_STEP:
+            return value
     return None

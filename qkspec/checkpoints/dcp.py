@@ -25,7 +25,6 @@ from qkspec.checkpoints.wrappers import WEIGHT_KEYS, is_decoy
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 
-METADATA = ".metadata"
 _HOME = "torch.distributed.checkpoint.metadata"
 _HANDLERS = {**PLAIN, f"{_HOME}._MEM_FORMAT_ENCODING": keep(f"{_HOME}._MEM_FORMAT_ENCODING")}
 
@@ -55,10 +54,10 @@ class DcpStore(Store):
 
     format = "dcp"
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder, self._path = folder, folder.join(METADATA)
+    def __init__(self, folder: Folder, metadata: str) -> None:
+        self._folder, self._path = folder, folder.join(metadata)
         self._blobs: dict[str, Blob] = {}
-        with closing(folder.blob(METADATA)) as blob:
+        with closing(folder.blob(metadata)) as blob:
             self._read = blob.size
             self._tensors = _read_metadata(blob)
         if not self._tensors:
@@ -116,20 +115,6 @@ class DcpStore(Store):
         if not isinstance(file.root, Tensor) or (file.root.shape, file.root.dtype) != (chunk.shape, tensor.dtype):
             _refuse(file.blob.path, f"does not hold the piece of tensor {name!r} that .metadata places there")
         return file.read(name, file.root, rows)
-
-
-def find(folder: Folder) -> tuple[str, ...]:
-    """Return (".metadata",) when a folder is a distributed checkpoint, () when it is none.
-
-    Raises:
-        CheckpointError: it has the ranks' files without the metadata, which is written last.
-    """
-    entries = folder.entries()
-    if entries.get(METADATA) is False:
-        return (METADATA,)
-    if any(name.endswith(".distcp") for name in entries):
-        _refuse(folder.path, "has .distcp files without .metadata: the save is not complete; use an earlier step")
-    return ()
 
 
 def _read_metadata(blob: Blob) -> dict[str, Sharded]:

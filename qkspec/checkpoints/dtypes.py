@@ -6,11 +6,13 @@ forms of Noune et al. 2022, arXiv:2206.02915).
 """
 
 from functools import cache
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qkspec.qk import Array
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The code in a safetensors header, and the name that torch gives the same type.
 SAFETENSORS = {
@@ -63,6 +65,8 @@ FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e8m0fnu
 
 def decode(data: bytes | bytearray, dtype: str) -> Array:
     """Return the flat float32 (or float64) values of little-endian ``data``; KeyError unless ``dtype`` is in FLOATS."""
+    import numpy as np
+
     if dtype == "float64":
         return np.frombuffer(data, "<f8").astype(np.float64, copy=False)
     if dtype == "float32":
@@ -77,8 +81,10 @@ def decode(data: bytes | bytearray, dtype: str) -> Array:
 
 
 @cache
-def eight_bit_values(dtype: str) -> NDArray[np.float32]:
+def eight_bit_values(dtype: str) -> "NDArray[np.float32]":
     """Return the (256,) values of an 8-bit float type, indexed by its code."""
+    import numpy as np
+
     code = np.arange(256)
     if dtype == "float8_e8m0fnu":  # a bare power of two, for block scales; the last code is NaN
         return np.where(code == 255, np.nan, np.ldexp(1.0, np.minimum(code, 254) - 127)).astype(np.float32)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from qkspec.checkpoints import dcp, deepspeed
+from qkspec.checkpoints import deepspeed
+from qkspec.checkpoints.config import find_step
 from qkspec.checkpoints.files import Blob, Folder
 from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.safetensors import SafetensorsStore
 from qkspec.checkpoints.store import Store
-from qkspec.checkpoints.torchfile import LEGACY, TorchFile, TorchStore
+from qkspec.checkpoints.torchzip import LEGACY, ZIP
 from qkspec.checkpoints.union import UnionStore, complete_set, is_shard, read_index, unite
-from qkspec.checkpoints.wrappers import State, children, find_state, find_step
 from qkspec.errors import CheckpointError
 
 
@@ -75,6 +75,9 @@ def peek_step(folder: Folder, name: str) -> int | None:
     """Return the step that the trainer's state in a torch file names; None also when it cannot be read."""
     if not name.lower().endswith(_BINARIES):
         return None
+    from qkspec.checkpoints.torchfile import TorchFile
+    from qkspec.checkpoints.wrappers import children
+
     try:
         with closing(folder.blob(name)) as blob:
             return find_step(children(TorchFile(blob, _MAX_PEEK).root) or {})
@@ -119,28 +122,58 @@ def _find(suffixes: tuple[str, ...], usual: tuple[str, ...], folder: Folder) -> 
 
 
 def _open_files(folder: Folder, files: tuple[str, ...]) -> Opened:
-    """Open a file, an index or a set of shards; each file as what it contains, whatever its suffix says."""
-    states: list[State] = []
+    """Open a file, an index or a set of shards."""
 
-    def open_file(name: str) -> Store:
-        blob = folder.blob(name)
-        try:
-            if _is_safetensors(blob):
-                return SafetensorsStore(blob)
-            file = TorchFile(blob)
-            states.append(find_state(file.root, blob.path))
-            return TorchStore(file, states[-1].tensors)
-        except BaseException:
-            blob.close()
-            raise
+    def open_shard(name: str) -> Store:
+        return _open_file(folder, name).store
 
     form = "safetensors" if ".safetensors" in files[0] else "torch"
     if files[0].endswith(".index.json"):
-        return Opened(UnionStore(form, folder.join(files[0]), read_index(folder, files[0]), open_file), {})
+        return Opened(UnionStore(form, folder.join(files[0]), read_index(folder, files[0]), open_shard), {})
     if len(files) > 1:
-        return Opened(unite(form, folder, files, open_file), {})
-    store = open_file(files[0])
-    return Opened(store, states[0].config, states[0].architecture, states[0].step) if states else Opened(store, {})
+        return Opened(unite(form, folder, files, open_shard), {})
+    return _open_file(folder, files[0])
+
+
+def _open_file(folder: Folder, name: str) -> Opened:
+    """Open one file as what it contains, whatever its suffix says."""
+    blob = folder.blob(name)
+    try:
+        return Opened(SafetensorsStore(blob), {}) if _is_safetensors(blob) else _open_torch(blob)
+    except BaseException:
+        blob.close()
+        raise
+
+
+def _open_torch(blob: Blob) -> Opened:
+    from qkspec.checkpoints.torchfile import TorchFile, TorchStore
+    from qkspec.checkpoints.wrappers import find_state
+
+    file = TorchFile(blob)
+    state = find_state(file.root, blob.path)
+    return Opened(TorchStore(file, state.tensors), state.config, state.architecture, state.step)
+
+
+def _find_dcp(folder: Folder) -> tuple[str, ...]:
+    """Return (".metadata",) when a folder is a distributed checkpoint, () when it is none.
+
+    Raises:
+        CheckpointError: it has the ranks' files without the metadata, which is written last.
+    """
+    entries = folder.entries()
+    if entries.get(METADATA) is False:
+        return (METADATA,)
+    if any(name.endswith(".distcp") for name in entries):
+        raise CheckpointError(
+            f"{folder.path}: has .distcp files without {METADATA}: the save is not complete; use an earlier step"
+        )
+    return ()
+
+
+def _open_dcp(folder: Folder, files: tuple[str, ...]) -> Opened:
+    from qkspec.checkpoints.dcp import DcpStore
+
+    return Opened(DcpStore(folder, files[0]), {})
 
 
 # How files begin that people point us at, what they are, and what to do instead.
@@ -175,7 +208,7 @@ def _is_safetensors(blob: Blob) -> bool:
     head = bytes(blob.read(0, min(blob.size, 512)))
     if not head:
         _refuse(blob, "is empty", "the save or the copy did not finish")
-    if head.startswith((b"PK\x03\x04", LEGACY)):
+    if head.startswith((ZIP, LEGACY)):
         return False
     if len(head) > 8 and head[8:9] == b"{":
         return True
@@ -192,6 +225,7 @@ def _refuse(blob: Blob, what: str, then: str) -> NoReturn:
 
 
 _MAX_PEEK = 1 << 20  # bytes of pickle, a tenth of a second: more is not read twice for the sake of a step
+METADATA = ".metadata"  # of a distributed checkpoint
 _BINARIES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".pt.tar", ".pth.tar")
 SAFETENSORS = Format(
     "safetensors",
@@ -206,7 +240,7 @@ TORCH = Format(
     partial(_candidates, _BINARIES),
 )
 DEEPSPEED = Format("torch", deepspeed.find, _open_files)
-DCP = Format("dcp", dcp.find, lambda folder, _: Opened(dcp.DcpStore(folder), {}))
+DCP = Format("dcp", _find_dcp, _open_dcp)
 
 # In order of preference: where a folder holds one model in several containers, the first of these is read.
 FORMATS = (SAFETENSORS, DCP, DEEPSPEED, TORCH)

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from qkspec.checkpoints.renamed import strip_wrappers
 from qkspec.checkpoints.safetensors import check_float, row_range
 from qkspec.checkpoints.store import Checkpoint, Store
-from qkspec.checkpoints.wrappers import strip_wrappers
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 

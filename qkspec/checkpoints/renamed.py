@@ -1,10 +1,13 @@
 """A store under other names: what torch.compile, FSDP and DataParallel put into names is taken out, in every format."""
 
+import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from qkspec.checkpoints.store import Store
-from qkspec.checkpoints.wrappers import strip_wrappers
 from qkspec.qk import Array
+
+_WRAPPED = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 
 
 class RenamedStore(Store):
@@ -43,3 +46,16 @@ def without_wrappers(store: Store) -> Store:
     """Return a store under names without wrappers' prefixes; the same store when it has none."""
     names = strip_wrappers({name: name for name in store.names()})
     return store if all(new == old for new, old in names.items()) else RenamedStore(store, names)
+
+
+def strip_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove what torch.compile, FSDP, activation checkpointing and DataParallel add to names.
+
+    Names stay as they are when two of them would become one.
+    """
+    names = {name: _WRAPPED.sub(r"\1", name).replace("..", ".").removeprefix(".") for name in tensors}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {old: new.removeprefix("module.") for old, new in names.items()}
+    if len(set(names.values())) != len(names):
+        return dict(tensors)
+    return {names[old]: tensor for old, tensor in tensors.items()}

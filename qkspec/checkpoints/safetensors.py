@@ -13,8 +13,6 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NoReturn, cast
 
-import numpy as np
-
 from qkspec.checkpoints.dtypes import BITS, FLOATS, SAFETENSORS, decode
 from qkspec.checkpoints.files import Blob, LocalBlob
 from qkspec.checkpoints.jsonfile import parse_object
@@ -83,6 +81,8 @@ def _read_values(blob: Blob, start: int, stop: int, dtype: str) -> Array:
     """Read and decode a stretch, on disk in pieces that stay in the processor's cache: half the time of one."""
     if not isinstance(blob, LocalBlob) or stop - start <= _PIECE:
         return decode(blob.read(start, stop - start), dtype)
+    import numpy as np
+
     values = np.empty((stop - start) * 8 // BITS[dtype], np.float64 if dtype == "float64" else np.float32)
     done = 0
     for at in range(start, stop, _PIECE):

@@ -10,8 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
 from qkspec.checkpoints.store import Store
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
@@ -88,7 +86,7 @@ class ScaledStore(Store):
                 f"{self._path}: tensor {name!r} is fp8 in a quantised model, but its scale is missing; "
                 "dequantise the model first"
             )
-        scale = self._store.read(self._scales[name]).astype(np.float32)
+        scale = self._store.read(self._scales[name]).astype("float32")
         shape = self._store.shape(name)
         first = rows.indices(shape[0])[0] if rows is not None else 0
         return values * self._spread(name, scale, shape, first, values.shape)
@@ -106,6 +104,8 @@ class ScaledStore(Store):
                 f"rows nor its {self._block[0]} x {self._block[1]} blocks ({list(blocks)}); "
                 "dequantise the model first"
             )
+        import numpy as np
+
         row = np.arange(first, first + part[0]) // self._block[0]
         column = np.arange(full[1]) // self._block[1]
         return scale[np.ix_(row, column)]

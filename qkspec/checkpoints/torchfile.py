@@ -18,11 +18,10 @@ from qkspec.checkpoints.files import Blob, Window
 from qkspec.checkpoints.pickles import MAX_PICKLE, PLAIN, Handlers, Reader, Symbol
 from qkspec.checkpoints.safetensors import MAX_DIMS, check_float, row_range
 from qkspec.checkpoints.store import Store
-from qkspec.checkpoints.torchzip import Archive
+from qkspec.checkpoints.torchzip import LEGACY, ZIP, Archive
 from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 
-LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the pickled magic number of torch before 1.6
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -89,7 +88,7 @@ class TorchFile:
         self.blob, self._limit = blob, limit
         self._windows: dict[str, Window] = {}
         self._archive: Archive | None = None
-        if bytes(blob.read(0, min(4, blob.size))) == b"PK\x03\x04":
+        if bytes(blob.read(0, min(4, blob.size))) == ZIP:
             self.root = self._open_zip()
         else:
             self.root = self._open_legacy()

@@ -12,6 +12,8 @@ from typing import NoReturn
 from qkspec.checkpoints.files import Blob, Window
 from qkspec.errors import CheckpointError
 
+ZIP = b"PK\x03\x04"  # how files of torch 1.6 and later begin, and how those before did: a pickled number
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 MAX_DIRECTORY = 32 << 20  # bytes; a record takes about 100
 MAX_RECORDS = 200_000
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
@@ -48,7 +50,7 @@ class Archive:
         if not record.plain:
             _refuse(self.blob, f"its record {name[:80]!r} is compressed or encrypted, which torch.save never does")
         head = bytes(self.blob.read(record.header, 30))
-        if head[:4] != b"PK\x03\x04":
+        if head[:4] != ZIP:
             _refuse(self.blob, f"has no record where its directory places {name[:80]!r}")
         names, extra = struct.unpack("<HH", head[26:30])
         return Window(self.blob, record.header + 30 + names + extra, record.size)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from qkspec.checkpoints.config import find_step
 from qkspec.checkpoints.pickles import Instance, Symbol
+from qkspec.checkpoints.renamed import strip_wrappers
 from qkspec.checkpoints.torchfile import Tensor, Unreadable
 from qkspec.errors import CheckpointError
 
@@ -28,15 +30,12 @@ WEIGHT_KEYS = (
     "params",
 )
 CONFIG_KEYS = ("model_args", "dims", "model_config", "hyper_parameters", "hparams", "config", "cfg", "args")
-STEP_KEYS = ("global_step", "iter_num", "global_steps", "step", "iteration", "num_updates", "steps", "iter")
 ARCHITECTURE_KEYS = ("model_args", "dims", "model_config")  # these describe the weights beside them and nothing else
 _DECOY = re.compile(
     r"optim|(^|_)ema|averag|teacher|scheduler|moment|grad|scaler|(^|_)rng|loss|criterion|discriminator", re.I
 )
-_WRAPPED = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _MAX_DEPTH = 12
 _MAX_VALUES = 10_000
-_MAX_STEP = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -89,28 +88,6 @@ def children(value: Any) -> Mapping[Any, Any] | None:
             return {name: item for part in parts if isinstance(part, dict) for name, item in part.items()}
         return state if isinstance(state, dict) else None
     return value if isinstance(value, dict) else None
-
-
-def strip_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what torch.compile, FSDP, activation checkpointing and DataParallel add to names.
-
-    Names stay as they are when two of them would become one.
-    """
-    names = {name: _WRAPPED.sub(r"\1", name).replace("..", ".").removeprefix(".") for name in tensors}
-    while names and all(name.startswith("module.") for name in names.values()):
-        names = {old: new.removeprefix("module.") for old, new in names.items()}
-    if len(set(names.values())) != len(names):
-        return dict(tensors)
-    return {names[old]: tensor for old, tensor in tensors.items()}
-
-
-def find_step(values: Mapping[Any, Any]) -> int | None:
-    """Return the training step that a trainer's state names, or None."""
-    for key in STEP_KEYS:
-        value = values.get(key)
-        if type(value) is int and 0 <= value < _MAX_STEP:
-            return value
-    return None
 
 
 def is_decoy(key: str) -> bool:

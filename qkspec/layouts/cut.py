@@ -1,13 +1,12 @@
 """Cut the stored tensors of one attention module into heads: pure index arithmetic on rows, and the products of MLA."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qkspec.errors import LayoutError
-from qkspec.layouts.heads import Heads
+from qkspec.layouts.heads import Heads, matrix_shape
 from qkspec.layouts.layout import Fused, Layout, Separate
 from qkspec.qk import Array
 
@@ -36,23 +35,6 @@ def rows_of(part: str, parts: str, units: int | None, counts: Heads) -> Rows:
     before = sum(share[name] for name in parts[: parts.index(part)]) * counts.d_q
     run = sum(share[name] for name in parts) * counts.d_q
     return (np.arange(runs)[:, None] * run + before + np.arange(share[part] * counts.d_q)[None, :]).ravel()
-
-
-def matrix_shape(shape: tuple[int, ...], row: Layout) -> tuple[int, ...]:
-    """Return a stored weight's shape as (rows, d): transposed, or with heads or trailing convolution axes folded.
-
-    Raises:
-        LayoutError: the tensor is no matrix in any of these ways.
-    """
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    if isinstance(row.weights, Separate) and row.weights.heads_first and len(shape) == 3:
-        return (shape[0] * shape[2], shape[1])
-    if len(shape) >= 2 and row.inputs_first:
-        return (math.prod(shape[1:]), shape[0])
-    if len(shape) != 2:
-        raise LayoutError(f"{row.name}: {', '.join(row.patterns())} should be matrices, but one has shape {shape}")
-    return shape
 
 
 def as_matrix(stored: Array, row: Layout) -> Array:

@@ -7,12 +7,11 @@ from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
 from qkspec.layouts.families import FAMILIES
 from qkspec.layouts.layout import Layout
-from qkspec.layouts.load import read
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
 from qkspec.qk import QKLayer
 
-__all__ = ["Module", "Plan", "attention_layers", "plan", "read"]
+__all__ = ["Module", "Plan", "attention_layers", "plan"]
 
 SUSPECTS = frozenset(
     (
@@ -89,6 +88,8 @@ def attention_layers(
     num_kv_heads: int | None = None,
 ) -> Iterator[QKLayer]:
     """Yield every attention module with its weights, one in memory at a time. Errors as of ``plan`` and ``read``."""
+    from qkspec.layouts.load import read
+
     found = plan(checkpoint, layout=layout, num_heads=num_heads, num_kv_heads=num_kv_heads)
     for module in found.modules:
         yield read(checkpoint, found, module)

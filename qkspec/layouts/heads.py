@@ -1,5 +1,6 @@
 """Head counts: from the config, or from a tensor whose shape carries them, and never from a square matrix."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,3 +119,20 @@ def _latent(row: Layout) -> bool:
 def group_count(config: Config, groups: tuple[str, str] | None, *, is_key: bool) -> int:
     """Return the groups of a grouped 1x1 convolution that makes queries or keys; 1 for every other projection."""
     return 1 if groups is None else count(config, (groups[is_key],)) or 1
+
+
+def matrix_shape(shape: tuple[int, ...], row: Layout) -> tuple[int, ...]:
+    """Return a stored weight's shape as (rows, d): transposed, or with heads or trailing convolution axes folded.
+
+    Raises:
+        LayoutError: the tensor is no matrix in any of these ways.
+    """
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    if isinstance(row.weights, Separate) and row.weights.heads_first and len(shape) == 3:
+        return (shape[0] * shape[2], shape[1])
+    if len(shape) >= 2 and row.inputs_first:
+        return (math.prod(shape[1:]), shape[0])
+    if len(shape) != 2:
+        raise LayoutError(f"{row.name}: {', '.join(row.patterns())} should be matrices, but one has shape {shape}")
+    return shape

@@ -6,8 +6,7 @@ from functools import cached_property
 
 from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
-from qkspec.layouts.cut import matrix_shape
-from qkspec.layouts.heads import Given, Heads, given, group_count, settle
+from qkspec.layouts.heads import Given, Heads, given, group_count, matrix_shape, settle
 from qkspec.layouts.layout import Config, Latent, Layout
 from qkspec.layouts.match import Claim
 from qkspec.layouts.roles import count_of_heads, is_latent, norm_like, roles, strangers, weights

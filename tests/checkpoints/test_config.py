@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qkspec.checkpoints.config import read_config, read_step
+from qkspec.checkpoints.config import find_step, read_config, read_step
 from qkspec.checkpoints.files import LocalFolder
 from qkspec.checkpoints.jsonfile import parse_object
 from qkspec.errors import CheckpointError
@@ -53,3 +53,10 @@ def test_json_limits() -> None:
         parse_object(b"[]", "f")
     with pytest.raises(CheckpointError, match="no JSON number"):
         parse_object(b'{"a": Infinity}', "f")
+
+
+def test_steps_are_whole_numbers() -> None:
+    assert find_step({"iter_num": 5}) == 5
+    assert find_step({"global_step": True, "step": 7}) == 7
+    assert find_step({"global_step": -1, "step": 2.0, "iter": "3"}) is None
+    assert find_step({"step": 1 << 60}) is None

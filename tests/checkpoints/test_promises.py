@@ -17,7 +17,8 @@ from qkspec.errors import CheckpointError
 
 WATCHED = """
 import json, os, sys
-import qkspec.checkpoints.sequence as sequence, encodings.ascii, encodings.latin_1, encodings.utf_8_sig
+import qkspec.checkpoints.sequence as sequence, qkspec.checkpoints.dcp  # what waits for its first use is here now
+import encodings.ascii, encodings.latin_1, encodings.utf_8_sig
 seen = {"open": [], "other": []}
 def hook(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):

@@ -63,3 +63,13 @@ def test_reads_headers_only(sample):
         [sys.executable, "-c", code, str(sample / "step-000600")], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 8192
+
+
+def test_headers_of_safetensors_are_read_without_numpy_and_without_other_readers(sample):
+    code = (
+        "import sys; from qkspec.cli import main; main(['inspect', sys.argv[1]]); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(sample)], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "qkspec.layouts.find" in loaded
+    assert not loaded & {"numpy", "pickletools", "qkspec.checkpoints.torchfile", "qkspec.checkpoints.dcp"}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qkspec.layouts.find import plan, read
+from qkspec.layouts.find import plan
+from qkspec.layouts.load import read
 
 if TYPE_CHECKING:
     from layouts.capture import Map

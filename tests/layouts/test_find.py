@@ -10,8 +10,9 @@ import pytest
 from qkspec.checkpoints.memory import MemoryStore, from_state_dict
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError
-from qkspec.layouts.find import attention_layers, plan, read
+from qkspec.layouts.find import attention_layers, plan
 from qkspec.layouts.layout import Fused, Layout, Separate
+from qkspec.layouts.load import read
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "hidden_size": 20}
 
