@@ -1,4 +1,4 @@
-"""What a gate writes for machines: valid by their schemas, true to the exit code, and inert."""
+"""What a gate writes for machines: valid by the official schemas, true to the exit code, and inert."""
 
 import io
 import json
@@ -18,37 +18,7 @@ from qkspec.reports import github, junit, sarif
 from qkspec.reports.wholefile import whole_file
 from qkspec.theorem import Verdict
 
-# What Jenkins' and Surefire's schemas agree on, in our own words and of the elements written; nothing else is allowed.
-JUNIT = """
-<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema">
-  <xs:simpleType name="time">
-    <xs:restriction base="xs:string"><xs:pattern value="[0-9]+(\\.[0-9]+)?"/></xs:restriction>
-  </xs:simpleType>
-  <xs:attributeGroup name="counts">
-    <xs:attribute name="tests" type="xs:nonNegativeInteger" use="required"/>
-    <xs:attribute name="failures" type="xs:nonNegativeInteger" use="required"/>
-    <xs:attribute name="errors" type="xs:nonNegativeInteger" use="required"/>
-  </xs:attributeGroup>
-  <xs:complexType name="problem"><xs:simpleContent><xs:extension base="xs:string">
-    <xs:attribute name="message" type="xs:string" use="required"/><xs:attribute name="type" type="xs:string"/>
-  </xs:extension></xs:simpleContent></xs:complexType>
-  <xs:element name="testsuites"><xs:complexType>
-    <xs:sequence><xs:element name="testsuite" maxOccurs="unbounded"><xs:complexType>
-      <xs:sequence><xs:element name="testcase" minOccurs="1" maxOccurs="unbounded"><xs:complexType>
-        <xs:choice minOccurs="0"><xs:element name="failure" type="problem"/><xs:element name="error" type="problem"/>
-          <xs:element name="skipped" type="problem"/></xs:choice>
-        <xs:attribute name="name" type="xs:string" use="required"/>
-        <xs:attribute name="classname" type="xs:string" use="required"/>
-        <xs:attribute name="time" type="time"/>
-      </xs:complexType></xs:element></xs:sequence>
-      <xs:attribute name="name" type="xs:string" use="required"/>
-      <xs:attributeGroup ref="counts"/>
-      <xs:attribute name="skipped" type="xs:nonNegativeInteger"/><xs:attribute name="time" type="time"/>
-    </xs:complexType></xs:element></xs:sequence>
-    <xs:attribute name="name" type="xs:string"/><xs:attributeGroup ref="counts"/>
-  </xs:complexType></xs:element>
-</xs:schema>
-"""
+DATA = Path(__file__).parent.parent / "data"  # official schemas; its README names their sources
 
 EVIL = "x\x1b[31m\ufffe\u202e</testcase><b>\n::error::%0A@team [a](http://evil) ]]>"
 
@@ -80,7 +50,7 @@ def test_junit_is_valid_and_says_what_the_exit_code_says(outcome: Outcome) -> No
     import xmlschema
 
     text = written(junit.write, outcome)
-    xmlschema.XMLSchema(JUNIT).validate(text)
+    xmlschema.XMLSchema(DATA / "junit-10.xsd").validate(text)
     suite = ET.fromstring(text).find("testsuite")
     assert suite is not None
     failures, errors = int(suite.attrib["failures"]), int(suite.attrib["errors"])
@@ -92,10 +62,13 @@ def test_junit_is_valid_and_says_what_the_exit_code_says(outcome: Outcome) -> No
 
 
 def test_sarif_is_valid_and_says_what_the_exit_code_says(outcome: Outcome, two_runs: Report) -> None:
+    from jsonschema import Draft4Validator
     from sarif_pydantic import Sarif
 
+    schema = json.loads((DATA / "sarif-2.1.0-rtm.4.json").read_text())
     text = written(sarif.write, two_runs, outcome)
     assert text.isascii()
+    Draft4Validator(schema, format_checker=Draft4Validator.FORMAT_CHECKER).validate(json.loads(text))
     Sarif.model_validate_json(text)
     (run,) = json.loads(text)["runs"]
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
@@ -107,6 +80,19 @@ def test_sarif_is_valid_and_says_what_the_exit_code_says(outcome: Outcome, two_r
     levels = [result["level"] for result in run["results"]]
     assert ("error" in levels) == (outcome.exit_code == 1)
     assert run["invocations"][0]["executionSuccessful"] == (outcome.exit_code != 3)
+
+
+def test_the_schemas_refuse_what_is_no_such_file(two_runs: Report) -> None:
+    import xmlschema
+    from jsonschema import Draft4Validator
+
+    outcome = check(two_runs, Policy(fail_on=frozenset({Verdict.MALIGNANT})))
+    text = written(junit.write, outcome).replace("<failure ", "<fault ").replace("</failure>", "</fault>")
+    assert not xmlschema.XMLSchema(DATA / "junit-10.xsd").is_valid(text)
+    document = json.loads(written(sarif.write, two_runs, outcome))
+    document["runs"][0]["results"][0]["level"] = "fatal"
+    schema = json.loads((DATA / "sarif-2.1.0-rtm.4.json").read_text())
+    assert not Draft4Validator(schema).is_valid(document)
 
 
 def test_annotations_are_single_commands(outcome: Outcome) -> None:
