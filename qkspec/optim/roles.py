@@ -58,7 +58,8 @@ class View:
 
 _EMBEDDING = re.compile(
     r"wte|wpe|tte|.*embed|.*embeds|.*embeddings?|embed_(tokens|positions|in|out)|tok_emb|pos_emb|.*pos_embedding"
-    r"|relative_position_bias_table|relative_attention_bias|(cls|mask|dist|reg)_tokens?|(class|query)_embed\w*"
+    r"|relative_position_bias_table|relative_attention_bias|positional_encoding|(cls|mask|dist|reg)_tokens?"
+    r"|(class|query)_embed\w*"
 )
 _FUSED = re.compile(r"c_attn|qkv|qkv_proj|to_qkv|Wqkv|attn_qkv|in_proj|in_proj_weight")
 _ALWAYS_THIRDS = ("in_proj_weight", "to_qkv")  # nn.MultiheadAttention and its like: thirds of the rows by definition
