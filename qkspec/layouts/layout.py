@@ -175,6 +175,7 @@ class Layout:
         softcap, clamp, context: config keys.
         causal: whether a token sees only those before it.
         softmax: False for linear attention.
+        linear: pattern of a tensor that only those modules have that use linear attention, where a model mixes both.
         by_name: whether the names alone prove the layout, so that it also reads files without a model_type.
         remarks: what a reader of the logits must know.
         unknown: what the weights cannot tell about the logits.
@@ -203,6 +204,7 @@ class Layout:
     context: tuple[str, ...] = ()
     causal: bool = False
     softmax: bool = True
+    linear: str | None = None
     by_name: bool = False
     remarks: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()

@@ -48,7 +48,7 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         softcap=facts.number(module.config, row.softcap) if row.softcap else None,
         clamp=facts.number(module.config, row.clamp) if row.clamp else None,
         causal=row.causal or module.config.get("is_decoder") is True,
-        softmax=row.softmax,
+        softmax=row.softmax and "linear" not in module.roles,
         context=facts.context(row, module.config),
         remarks=module.remarks + facts.remarks(row, module.config, module.layer),
         unknown=module.unknown + _unknown(module),

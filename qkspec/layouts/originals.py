@@ -20,6 +20,7 @@ PYRAMID = replace(
     TIMM, weights=Fused("layers.{}.blocks.{}.attn.qkv"), norm=InputNorm("layers.{}.blocks.{}.norm1"), qk_norm=None,
         when={},
     heads_at=("layers.{}.blocks.{}.attn.relative_position_bias_table", 1), remarks=WINDOWED,
+    linear="layers.{}.blocks.{}.attn.dwc",  # FLatten Transformer: its first stages have no softmax
 )
 TORCH = Layout("torch.nn.MultiheadAttention", (), Fused("in_proj_weight"), biases=("in_proj_bias",), full=True,
                kv_heads=(), by_name=True)

@@ -31,6 +31,8 @@ def roles(claim: Claim, names: Names, heads: int) -> dict[str, str]:
             found |= _qk_norm(role, pattern, claim, names, heads)
         if row.qk_norm.temperature is not None:
             found |= _first("temperature", _at(claim, row.qk_norm.temperature), ("", ".weight"), names)
+    if row.linear is not None:
+        found |= _first("linear", _at(claim, row.linear), ("", ".weight"), names)
     return found
 
 
