@@ -33,7 +33,7 @@ def train(
             rich_help_panel=_MODEL,
         ),
     ] = "",
-    model: Annotated[str, typer.Option(help="gpt, vit or swin.", rich_help_panel=_MODEL)] = _D.model,
+    model: Annotated[str, typer.Option(help="gpt, vit, swin or flatten-swin.", rich_help_panel=_MODEL)] = _D.model,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=_MODEL)] = _D.layers,
     heads: Annotated[int, typer.Option(help="Attention heads a block.", rich_help_panel=_MODEL)] = _D.heads,
     width: Annotated[int, typer.Option(help="Model dimensions d.", rich_help_panel=_MODEL)] = _D.width,
@@ -46,6 +46,9 @@ def train(
     patch: Annotated[int, typer.Option(help="Pixels a side of a patch.", rich_help_panel=_MODEL)] = _D.patch,
     stages: Annotated[str, typer.Option(help="Blocks a stage of a Swin.", rich_help_panel=_MODEL)] = _D.stages,
     window: Annotated[int, typer.Option(help="Tokens a side of its windows.", rich_help_panel=_MODEL)] = _D.window,
+    focused: Annotated[
+        int, typer.Option(help="First stages of a Flatten-Swin, with linear attention.", rich_help_panel=_MODEL)
+    ] = _D.focused,
     channels: Annotated[int, typer.Option(help="Of an image: 1 or 3.", rich_help_panel=_MODEL)] = _D.channels,
     classes: Annotated[int, typer.Option(help="Of images.", rich_help_panel=_MODEL)] = _D.classes,
     norm: Annotated[str, typer.Option(help="layer or rms.", rich_help_panel=_MODEL)] = _D.norm,

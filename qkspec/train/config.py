@@ -27,6 +27,7 @@ class TrainConfig:
     patch: int = 2  # pixels a side of a patch (ViT, Swin); divides image_size
     stages: str = "2,2"  # blocks in each stage (Swin); width and heads double from one to the next
     window: int = 2  # tokens a side of an attention window (Swin)
+    focused: int = 2  # stages, from the first, with focused linear attention (Flatten-Swin)
     channels: int = 1  # of an image: 1 or 3
     classes: int = 10  # of images
     norm: str = "layer"  # layer | rms
@@ -107,6 +108,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, 8192),
     "patch": (1, 8192),
     "window": (1, 1024),
+    "focused": (0, 64),
     "channels": (1, 3),
     "classes": (2, 1_000_000),
     "batch": (1, 65_536),

@@ -61,8 +61,13 @@ PRESETS: tuple[Preset, ...] = (
     Preset("swin-demo", "a Swin on scikit-learn's digits, a minute on a CPU",
            {"model": "swin", "data": "digits", "width": 32, "heads": 2, "patch": 1, "stages": "2,4", "window": 4,
             "batch": 32, "weight_decay": 0.05, "beta2": 0.99, "tau": 0.004}),
+    Preset("flatten-demo", "a Flatten-Swin on scikit-learn's digits, a minute or two on a CPU",
+           {"model": "flatten-swin", "data": "digits", "width": 32, "heads": 2, "patch": 1, "stages": "2,4",
+            "focused": 1, "window": 4, "batch": 32, "weight_decay": 0.05, "beta2": 0.99, "tau": 0.004}),
     Preset("swin-s", "Swin-S (paper)", _SWIN | {"heads": 3, "width": 96}),
     Preset("swin-b", "Swin-B (paper)", _SWIN | {"heads": 4, "width": 128}),
+    Preset("flatten-swin-s", "Flatten-Swin-S: linear attention in stages 1 and 2 (paper)",
+           _SWIN | {"model": "flatten-swin", "focused": 2, "heads": 3, "width": 96}),
 )  # fmt: skip
 
 

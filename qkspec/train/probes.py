@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkspec.attention import map_indices
 from qkspec.train.lab import Lab
 from qkspec.train.models import registry
 from qkspec.train.models.anatomy import Anatomy
@@ -18,6 +17,8 @@ from qkspec.train.models.anatomy import Anatomy
 SEQUENCES = 2  # of the probe batch
 _STEP = 2**31  # the probe batch is the validation batch of a step that no run reaches
 _PROBES, _PASSES = 8, 12  # of the block power iteration
+_TOGETHER = 1 << 26  # numbers that are measured together at most: a quarter of a gigabyte
+_QUERIES = 64
 
 
 def probe(lab: Lab) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def probe(lab: Lab) -> dict[str, Any]:
 
     ``blocks`` holds, for each block:
         entropy, rank, diagonal: one a head, as ``attention.map_indices`` defines them, mean over the batch;
-        max_logit, logit_std: one a head, over the logits that the softmax sees;
+        max_logit, logit_std: one a head, over the logits that the softmax sees; None without a softmax;
         terms: σ1 of q, k, v, o, fc1, fc2, of q'k (one a head), o v and fc2 fc1; the l2 norms of gamma1, beta1, gamma2
         and beta2; x and dx, the mean l2 norms of a token's input to the block and of the gradient of the summed loss.
     ``tensors`` holds, for AdamW², each bounded matrix's σ1, update and effective learning rate of the last step.
@@ -44,7 +45,8 @@ def probe(lab: Lab) -> dict[str, Any]:
         loss = functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="sum")
         grads = torch.autograd.grad(loss, [inputs[i] for i in range(len(parts))])
     with torch.no_grad():
-        blocks = [_block(part, seen[i], inputs[i], grads[i]) for i, part in enumerate(parts)]
+        norms = _norms(parts)
+        blocks = [_block(part, seen[i], inputs[i], grads[i], norms[i]) for i, part in enumerate(parts)]
     return {"loss": _plain(loss.detach() / y.numel()), "blocks": blocks, "tensors": _tensors(lab)}
 
 
@@ -82,38 +84,78 @@ def _orthonormal(x: Tensor) -> Tensor:
     return basis
 
 
-def _block(part: Anatomy, attention_input: Tensor, x: Tensor, grad: Tensor) -> dict[str, Any]:
-    logits = part.module.logits(attention_input).float()  # type: ignore[operator]
-    batch, heads = logits.shape[:2]
-    maps = logits.softmax(-1).flatten(0, 1).cpu().numpy()
-    indices = map_indices(maps, causal=part.causal)
-    means = {
-        name: torch.from_numpy(values.reshape(batch, heads)).mean(0)
-        for name, values in dataclasses.asdict(indices).items()
-        if name != "columns"
-    }
-    flat = logits.transpose(0, 1).flatten(1)
-    finite = [row[row != -math.inf] for row in flat]  # what the mask leaves; NaN stays
-    means["max_logit"] = torch.stack([row.max() for row in finite])
-    means["logit_std"] = torch.stack([row.std() for row in finite])
-    terms = _terms(part) | {"x": x.norm(dim=-1).mean(), "dx": grad.norm(dim=-1).mean()}
-    return (
-        {"name": part.name}
-        | {k: _plain(v) for k, v in means.items()}
-        | {"terms": {k: _plain(v) for k, v in terms.items()}}
-    )
+def attention(part: Anatomy, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a block's maps, (batch, heads, tokens, tokens) float32, and its logits, None without a softmax."""
+    if not part.softmax:
+        return part.module.maps(x).float(), None  # type: ignore[operator]
+    logits: Tensor = part.module.logits(x).float()  # type: ignore[operator]
+    return logits.softmax(-1), logits
 
 
-def _terms(part: Anatomy) -> dict[str, Tensor]:
-    w = {name: matrix.detach().float() for name, matrix in part.matrices.items()}
-    q, k = (w[name].reshape(part.heads, -1, w[name].shape[1]) for name in ("q", "k"))
-    terms = {name: spectral_norm(matrix) for name, matrix in w.items()}
-    terms |= {
-        "qk": spectral_norm(q.mT, k),
-        "ov": spectral_norm(w["o"], w["v"]),
-        "fc2fc1": spectral_norm(w["fc2"], w["fc1"]),
-    }
-    return terms | {name: vector.detach().norm() for name, vector in part.vectors.items()}
+def indices(maps: Tensor, *, causal: bool) -> dict[str, Tensor]:
+    """Return entropy, rank and diagonal as ``attention.map_indices`` defines them, on the maps' device.
+
+    The rank is that of at most 64 evenly spaced queries, as a share of them: an eigensolver's time grows as their cube.
+
+    Args:
+        maps: (..., tokens, tokens), rows sum to one.
+        causal: whether row i has i + 1 entries.
+
+    Returns:
+        (...) float64 each; NaN for a map that is not finite.
+    """
+    tokens = maps.shape[-1]
+    lengths = torch.arange(1, tokens + 1, device=maps.device) if causal else torch.full((tokens,), tokens)
+    rows = torch.special.entr(maps).sum(-1)[..., 1 if causal else 0 :]
+    entropy = (rows.double() / lengths[lengths > 1].to(maps.device).log().double()).mean(-1)
+    some = maps[..., torch.linspace(0, tokens - 1, min(tokens, _QUERIES), device=maps.device).long(), :].double()
+    finite = torch.isfinite(maps).all(-1).all(-1)
+    energy = torch.linalg.eigvalsh((some @ some.mT).nan_to_num(0.0, 0.0, 0.0)).clamp(min=0.0)
+    shares = energy / energy.sum(-1, keepdim=True)
+    rank = torch.special.entr(shares).sum(-1).exp() / some.shape[-2]
+    found = {"entropy": entropy, "rank": rank, "diagonal": maps.diagonal(dim1=-2, dim2=-1).double().mean(-1)}
+    return {name: torch.where(finite, values, math.nan) for name, values in found.items()}
+
+
+def _block(part: Anatomy, attended: Tensor, x: Tensor, grad: Tensor, norms: Mapping[str, Tensor]) -> dict[str, Any]:
+    maps, logits = attention(part, attended)
+    seen: dict[str, Any] = {k: _plain(v.mean(0)) for k, v in indices(maps, causal=part.causal).items()}
+    if logits is None:
+        seen |= {"max_logit": [None] * part.heads, "logit_std": [None] * part.heads}
+    else:
+        rows = [row[row != -math.inf] for row in logits.transpose(0, 1).flatten(1)]  # what the mask leaves; NaN stays
+        seen["max_logit"] = _plain(torch.stack([row.max() for row in rows]))
+        seen["logit_std"] = _plain(torch.stack([row.std() for row in rows]))
+    terms = {**norms, **{name: vector.detach().norm() for name, vector in part.vectors.items()}}
+    terms |= {"x": x.norm(dim=-1).mean(), "dx": grad.norm(dim=-1).mean()}
+    return {"name": part.name} | seen | {"terms": {k: _plain(v) for k, v in terms.items()}}
+
+
+def _norms(parts: Sequence[Anatomy]) -> list[dict[str, Tensor]]:
+    """Return, for each block, σ1 of its matrices and of their products: q'k one a head, o v and fc2 fc1."""
+    wanted: list[dict[str, tuple[Tensor, ...]]] = []
+    for part in parts:
+        w = {name: matrix.detach().float() for name, matrix in part.matrices.items()}
+        q, k = (w[name].reshape(part.heads, -1, w[name].shape[1]) for name in ("q", "k"))
+        products: dict[str, tuple[Tensor, ...]] = {name: (matrix,) for name, matrix in w.items()}
+        wanted.append(products | {"qk": (q.mT, k), "ov": (w["o"], w["v"]), "fc2fc1": (w["fc2"], w["fc1"])})
+    found = iter(spectral_norms([factors for block in wanted for factors in block.values()]))
+    return [{name: next(found) for name in block} for block in wanted]
+
+
+def spectral_norms(products: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Return ``spectral_norm`` of each product, those of the same shapes measured together."""
+    alike: dict[tuple[torch.Size, ...], list[int]] = {}
+    for i, factors in enumerate(products):
+        alike.setdefault(tuple(factor.shape for factor in factors), []).append(i)
+    found: dict[int, Tensor] = {}
+    for shapes, members in alike.items():
+        together = max(1, _TOGETHER // sum(shape.numel() for shape in shapes))
+        for first in range(0, len(members), together):
+            some = members[first : first + together]
+            stacked = (torch.stack(factors) for factors in zip(*(products[i] for i in some), strict=True))
+            found |= zip(some, spectral_norm(*stacked), strict=True)
+    return [found[i] for i in range(len(products))]
 
 
 def _tensors(lab: Lab) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from qkspec.train.models import registry
 from qkspec.train.presets import PRESETS, knobs
 
 MILLIONS = {"gpt2": 124, "gpt2-medium": 354, "gpt2-large": 774, "vit-s": 22, "vit-b": 87, "vit-l": 304, "vit-g": 1012}
-MILLIONS |= {"swin-s": 49.6, "swin-b": 87.8}
+MILLIONS |= {"swin-s": 49.6, "swin-b": 87.8, "flatten-swin-s": 51}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)

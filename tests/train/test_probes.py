@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from qkspec.attention import map_indices
 from qkspec.train import probes, save
 from qkspec.train import run as runs
 from qkspec.train.config import TrainConfig
@@ -85,6 +86,27 @@ def test_maps_and_gradients_are_those_of_the_pass(trained: Lab) -> None:
                 entropies.append(sum(rows) / len(rows))
             assert block["entropy"][head] == pytest.approx(sum(entropies) / 2, rel=1e-4)
             assert block["max_logit"][head] == pytest.approx(largest, rel=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_indices_are_those_of_every_report(causal: bool) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(5, 24, 24)
+    hidden = torch.ones(24, 24, dtype=torch.bool).triu(1) & torch.tensor(causal)
+    maps = logits.masked_fill(hidden, -math.inf).softmax(-1)
+    maps[4, 3, 2] = math.nan
+    theirs = map_indices(maps.numpy(), causal=causal)
+    for name, ours in probes.indices(maps, causal=causal).items():
+        torch.testing.assert_close(
+            ours, torch.from_numpy(getattr(theirs, name)), rtol=1e-5, atol=1e-7, equal_nan=True, check_dtype=False
+        )
+
+
+def test_the_rank_of_a_long_map_is_that_of_64_of_its_queries() -> None:
+    one_column = torch.zeros(1, 300, 300)
+    one_column[..., 0] = 1
+    both = torch.cat([one_column, torch.eye(300)[None]])
+    torch.testing.assert_close(probes.indices(both, causal=False)["rank"], torch.tensor([1 / 64, 1.0]).double())
 
 
 def test_the_spectral_norm_of_a_product_is_estimated_from_below() -> None:

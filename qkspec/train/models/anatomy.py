@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Attention(Protocol):
-    """An attention module that can show its logits."""
+    """An attention module that can show its logits; one without a softmax has ``maps`` instead."""
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the masked logits (batch, heads, tokens, tokens) of x (batch, tokens, d)."""
@@ -21,11 +21,12 @@ class Anatomy:
     Args:
         name: the attention module's path in the checkpoint.
         block: the module whose first argument is the block's input x.
-        module: the attention module, called with the attention's input; it has ``logits``.
+        module: the attention module, called with the attention's input; it has ``logits``, or ``maps``.
         heads: attention heads.
         matrices: q, k, v, o, fc1, fc2, each (outputs, inputs); o W_v and W_2 W_1 are then plain products.
         vectors: gamma1, beta1, gamma2, beta2; the betas are missing with RMSNorm.
         causal: whether a token sees only itself and those before it.
+        softmax: False for linear attention, which has maps but no logits.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Anatomy:
     matrices: Mapping[str, Tensor]
     vectors: Mapping[str, Tensor]
     causal: bool
+    softmax: bool = True
 
 
 def vectors(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ MODELS: tuple[Kind, ...] = (
     Kind("gpt", "qkspec.train.models.gpt", "tokens"),
     Kind("vit", "qkspec.train.models.vit", "images"),
     Kind("swin", "qkspec.train.models.swin", "images"),
+    Kind("flatten-swin", "qkspec.train.models.swin", "images"),
 )
 
 BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in MODELS})

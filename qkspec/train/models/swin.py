@@ -1,4 +1,7 @@
-"""A Swin transformer, its tensors named and oriented as timm's SwinTransformer has them."""
+"""A Swin transformer, its tensors named and oriented as timm's SwinTransformer has them.
+
+Flatten-Swin is the same with focused linear attention over all tokens of the first stages.
+"""
 
 import math
 from typing import Any
@@ -10,7 +13,10 @@ from torch.nn import functional
 from qkspec.errors import UsageError
 from qkspec.train.config import TrainConfig
 from qkspec.train.models.anatomy import Anatomy, vectors
+from qkspec.train.models.focused import FocusedAttention
 from qkspec.train.models.vit import MLP
+
+_FOCUSED = ("dwc", "scale", "positional_encoding")  # what focused attention has and windows have not
 
 
 class Attention(nn.Module):
@@ -60,14 +66,21 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Windowed attention and MLP with a residual each, norms first; every second block shifts its windows by half."""
+    """Attention and MLP with a residual each, norms first.
 
-    def __init__(self, config: TrainConfig, width: int, heads: int, grid: int, *, shifted: bool) -> None:
+    Every second block shifts its windows by half. With focused attention the whole grid is one window.
+    """
+
+    def __init__(self, width: int, heads: int, grid: int, window: int, *, shifted: bool, focused: bool) -> None:
         super().__init__()
-        self.side = min(config.window, grid)
-        self.shift = self.side // 2 if shifted and grid > config.window else 0
+        self.side = grid if focused else min(window, grid)
+        self.shift = self.side // 2 if shifted and grid > self.side else 0
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, self.side, _mask(grid, self.side, self.shift))
+        self.attn: FocusedAttention | Attention
+        if focused:
+            self.attn = FocusedAttention(width, heads, grid)
+        else:
+            self.attn = Attention(width, heads, self.side, _mask(grid, self.side, self.shift))
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, 4 * width)
 
@@ -102,7 +115,10 @@ class Stage(nn.Module):
         super().__init__()
         width, heads = config.width << number, config.heads << number
         self.downsample = Merge(width // 2) if number else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config, width, heads, grid, shifted=i % 2 == 1) for i in range(depth))
+        focused = number < focused_stages(config)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, grid, config.window, shifted=i % 2 == 1, focused=focused) for i in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, grid, grid, d) of this stage."""
@@ -154,7 +170,7 @@ def stages(config: TrainConfig) -> tuple[int, ...]:
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise UsageError(f"--stages {config.stages!r} is no list of block counts such as 2,2,18,2")
     if config.norm_position != "pre" or config.norm != "layer" or config.qk_norm:
-        raise UsageError("--model swin has pre-LN, LayerNorm and no QK-norm; leave those options out")
+        raise UsageError(f"--model {config.model} has pre-LN, LayerNorm and no QK-norm; leave those options out")
     grid = config.image_size // config.patch
     for number in range(len(words)):
         side = grid >> number
@@ -163,11 +179,21 @@ def stages(config: TrainConfig) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
+def focused_stages(config: TrainConfig) -> int:
+    """Return how many stages, from the first, have focused linear attention."""
+    return config.focused if config.model == "flatten-swin" else 0
+
+
 @torch.no_grad()
 def build(config: TrainConfig) -> Swin:
-    """Return the model with its initial weights: Xavier (uniform) or N(0, 0.02); position biases N(0, 0.02)."""
+    """Return the model with its initial weights: Xavier (uniform) or N(0, 0.02); position biases N(0, 0.02).
+
+    What focused attention adds starts as in its reference: scales and positions 0, the convolution as torch draws it.
+    """
     model = Swin(config)
     for name, weight in model.named_parameters():
+        if any(part in name.split(".") for part in _FOCUSED):
+            continue
         if name.endswith("relative_position_bias_table") or (weight.ndim > 1 and config.init == "gpt2"):
             nn.init.trunc_normal_(weight, std=0.02)
         elif weight.ndim > 1:
@@ -177,10 +203,9 @@ def build(config: TrainConfig) -> Swin:
     return model
 
 
-def attention_weight(name: str, config: TrainConfig) -> bool:
+def attention_weight(name: str, config: TrainConfig) -> bool:  # noqa: ARG001 - other models ask the config
     """Say whether a tensor belongs to the queries, keys and values, or to the norm that feeds them."""
-    parts = ("qkv", "norm1", "relative_position_bias_table")
-    return config.model == "swin" and any(part in parts for part in name.split("."))
+    return any(part in ("qkv", "norm1", "relative_position_bias_table", *_FOCUSED) for part in name.split("."))
 
 
 def anatomy(model: Swin) -> list[Anatomy]:
@@ -194,19 +219,25 @@ def anatomy(model: Swin) -> list[Anatomy]:
             rest = {"o": block.attn.proj.weight, "fc1": block.mlp.fc1.weight, "fc2": block.mlp.fc2.weight}
             norms, name = vectors(block.norm1, block.norm2), f"layers.{s}.blocks.{i}.attn"
             matrices = {"q": q, "k": k, "v": v} | rest
-            found.append(Anatomy(name, block, block.attn, block.attn.heads, matrices, norms, causal=False))
+            softmax = isinstance(block.attn, Attention)
+            heads = block.attn.heads
+            found.append(Anatomy(name, block, block.attn, heads, matrices, norms, causal=False, softmax=softmax))
     return found
 
 
 def config_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the config.json in timm's form, with ``num_heads`` a stage and the tokens of a window added."""
+    """Return the config.json in timm's form, with ``num_heads`` a stage and the tokens of a window added.
+
+    timm has no Flatten-Swin: ``architecture`` then names our class, and ``focused_stages`` counts its first stages.
+    """
     depths = stages(config)
     heads = [config.heads << i for i in range(len(depths))]
     model_args = {"img_size": config.image_size, "patch_size": config.patch, "in_chans": config.channels}
     model_args |= {"num_classes": config.classes, "embed_dim": config.width, "window_size": config.window}
     nested = {"depths": list(depths), "num_heads": heads}
-    return {
-        "architecture": "swin_base_patch4_window7_224",
+    focused = {"focused_stages": focused_stages(config)} if focused_stages(config) else {}
+    return focused | {
+        "architecture": "qkspec_flatten_swin" if focused else "swin_base_patch4_window7_224",
         "num_classes": config.classes,
         "num_heads": heads,
         "context_length": min(config.window, config.image_size // config.patch) ** 2,
