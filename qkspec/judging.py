@@ -12,6 +12,7 @@ from qkspec import __version__, courses, curve, metrics, theorem, trajectory
 from qkspec.baseline import Bands
 from qkspec.courses import Courses
 from qkspec.curve import Curve, Trouble
+from qkspec.maps import Maps
 from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import Condition, Limits, Verdict
 from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
@@ -89,6 +90,7 @@ class Report:
         provenance: what computed the numbers.
         stories: run name to what its heads and its loss did over the steps.
         bands: of a baseline that the heads are held against beside the verdicts, or None.
+        maps: pictures of predicted attention maps; none unless they were asked for.
     """
 
     readings: Readings
@@ -103,6 +105,7 @@ class Report:
     provenance: Mapping[str, str]
     stories: Mapping[str, Story] = field(default_factory=dict)
     bands: Bands | None = None
+    maps: Maps = field(default_factory=Maps)
 
     def evidence(self, row: int) -> tuple[Condition, ...]:
         """Return the conditions behind one row's verdict."""

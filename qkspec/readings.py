@@ -55,7 +55,7 @@ class Readings:
         """Yield each distinct value of a text column, in order of appearance, with the mask of its rows."""
         column = self.columns[name]
         for value in dict.fromkeys(column.tolist()):
-            yield value, column == value
+            yield value, np.asarray(column == np.array(value, dtype=object))  # a str would lose NULs at its end
 
     def at(self, row: int) -> dict[str, str | int | float | None]:
         """Return one row as plain values, None where nothing was measured."""

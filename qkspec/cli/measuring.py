@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qkspec import maps
 from qkspec.analysis import Report, Settings, judge
 from qkspec.baseline import Bands
 from qkspec.checkpoints.sequence import find_runs
@@ -51,7 +52,8 @@ def measure(
     for run in runs if verbose else ():
         for path, reason in run.ignored.items():
             bars.say(f"{path} passed over: {reason}")
-    return judge(bars.measured(runs, chosen, quiet=quiet, progress=progress), chosen)
+    report = judge(bars.measured(runs, chosen, quiet=quiet, progress=progress), chosen)
+    return replace(report, maps=maps.draw(report, runs, chosen)) if flags.keep_spectra else report
 
 
 def load_bands(path: str, margin: float) -> Bands:

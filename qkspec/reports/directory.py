@@ -47,7 +47,7 @@ def write_directory(
         one.require()
     with replacing(out) as folder:
         for one in Format:
-            if one not in chosen or one is Format.JSON or (one is Format.LOSSES and not _has_losses(report)):
+            if one not in chosen or one is Format.JSON or not _has(report, one):
                 continue
             if one is Format.PLOTS:
                 _plots(report, folder / one.file, plot_format)
@@ -108,8 +108,11 @@ def replacing(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _has_losses(report: Report) -> bool:
-    return any(story.loss is not None for story in report.stories.values())
+def _has(report: Report, one: Format) -> bool:
+    """Whether a report has what a format holds: losses and maps are not there for every run."""
+    if one is Format.LOSSES:
+        return any(story.loss is not None for story in report.stories.values())
+    return one is not Format.MAPS or bool(report.maps.pictures)
 
 
 def _plots(report: Report, folder: Path, plot_format: str) -> None:

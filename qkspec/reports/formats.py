@@ -19,6 +19,7 @@ class Format(Enum):
     CSV = ("heads.csv", "csvfile", "")
     PARQUET = ("heads.parquet", "parquet", "parquet")
     SPECTRA = ("spectra.safetensors", "spectra", "")
+    MAPS = ("maps.safetensors", "maps", "")
     LOSSES = ("losses.csv", "losses", "")
     PLOTS = ("plots", "figures", "")
     HTML = ("report.html", "html", "html")

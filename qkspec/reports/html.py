@@ -28,6 +28,7 @@ from qkspec.reports.view import (
 from qkspec.theorem import GRAVITY
 
 SHARED = ("shared.js", "data.js", "plots.js", "table.js")  # of every page, in this order
+FURTHER = {"page": ("attention.js",), "compare": ()}
 MAX_SKIPPED = 200
 MAX_REMARKS = 50
 
@@ -60,7 +61,7 @@ def render(name: str, data: Any, out: TextIO, **values: Any) -> None:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    scripts = [get_plotlyjs(), "\n".join(_text(script) for script in (*SHARED, f"{name}.js"))]
+    scripts = [get_plotlyjs(), "\n".join(_text(script) for script in (*SHARED, *FURTHER[name], f"{name}.js"))]
     scripts = [script.replace("</script", "<\\/script") for script in scripts]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text)

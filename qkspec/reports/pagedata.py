@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec.baseline import SHARES, SIZES
+from qkspec.baseline import SHARES, SIZES, Bands
 from qkspec.clean import clean
-from qkspec.curve import Curve
+from qkspec.judging import Story
 from qkspec.metrics import METRICS, random_init, sec
 from qkspec.reports.bands import band_of
 from qkspec.reports.losses import thinned
@@ -19,6 +19,7 @@ from qkspec.theorem import GRAVITY, KINDS, Limits, Verdict
 
 F64 = NDArray[np.float64]
 Json = dict[str, Any]
+Modules = Sequence[tuple[str, int, str, NDArray[np.int64]]]  # as of RunView.modules
 
 MAX_RUNS = 12  # runs drawn in the page; its summary names all of them
 CELLS = 120_000  # checkpoints x heads of all runs drawn: about 160 kB a metric
@@ -57,7 +58,7 @@ def page_data(limits: Limits, runs: Sequence[RunView], *, spectra: bool = True) 
     Args:
         limits: that the runs were judged by.
         runs: the views to draw, at most MAX_RUNS, of one report or of several.
-        spectra: whether singular values are shown.
+        spectra: whether singular values and predicted maps are shown.
     """
     meanings = {metric.name: metric.meaning for metric in METRICS}
     tables = {id(view.report): view.report.readings for view in runs}.values()
@@ -87,10 +88,9 @@ def page_data(limits: Limits, runs: Sequence[RunView], *, spectra: bool = True) 
 
 
 def _run(view: RunView, names: Sequence[str], share: int, flags: dict[str, int]) -> Json:
-    heads = len(view.table.heads)
     modules = view.modules()
     order = np.concatenate([columns for *_, columns in modules])
-    moments = _moments(view, min(MOMENTS, max(CELLS // share // heads, 2)))
+    moments = _moments(view, share)
     codes = view.codes()[:, order]
     malignant = codes == GRAVITY.index(Verdict.MALIGNANT)
     first = np.where(malignant.any(axis=0), view.steps[malignant.argmax(axis=0)], -1)
@@ -100,14 +100,14 @@ def _run(view: RunView, names: Sequence[str], share: int, flags: dict[str, int])
         "stepsKnown": view.has_steps,
         "steps": view.steps[moments].tolist(),
         "labels": [clean(view.at(i)) for i in moments],
-        "checkpoints": len(view.grid),
+        "places": moments,
         "modules": _modules(view, modules),
         "head": [int(view.table.heads[column][1]) for column in order],
         "values": {name: pack(view.metric(name)[moments][:, order], log=name in LOGARITHMIC) for name in names},
         "verdict": base64(np.where(codes[moments] < 0, 255, codes[moments]).astype(np.uint8)),
         "turned": first.tolist(),
         "flags": _flags(view, order, flags),
-        "loss": _loss(view.story.loss if view.story else None),
+        "loss": _loss(view.story),
     }
 
 
@@ -115,20 +115,21 @@ def _further(view: RunView, share: int, *, spectra: bool) -> Json:
     modules = view.modules()
     return {
         "spectra": _spectra(view, modules, share) if spectra else {"labels": [], "modules": [None] * len(modules)},
-        "bands": _bands(view, modules),
+        "bands": _bands(view, modules, _moments(view, share)),
+        "maps": _maps(view, modules) if spectra else None,
     }
 
 
-def _moments(view: RunView, most: int) -> list[int]:
-    """Choose the checkpoints shown: evenly spaced, and the one at which the first head turned."""
-    chosen = set(spaced(len(view.grid), most))
+def _moments(view: RunView, share: int) -> list[int]:
+    """Choose the checkpoints of one of ``share`` runs shown: evenly spaced, and the one where the first head turned."""
+    chosen = set(spaced(len(view.grid), min(MOMENTS, max(CELLS // share // len(view.table.heads), 2))))
     row = view.first_turn()
     if row is not None:
         chosen.add(view.index_of(row))
     return sorted(chosen)
 
 
-def _modules(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]]) -> list[Json]:
+def _modules(view: RunView, modules: Modules) -> list[Json]:
     rows = [int(view.grid[:, columns[0]].max()) for *_, columns in modules]
     conditions = evidence(view.report, rows)
     several = len({block for block, *_ in modules}) > 1
@@ -145,7 +146,7 @@ def _modules(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.in
     return out
 
 
-def _spectra(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]], share: int) -> Json:
+def _spectra(view: RunView, modules: Modules, share: int) -> Json:
     """Pack singular values and SEC at a few moments and sizes: for each module (moments, heads, sizes)."""
     budget = SPECTRAL // share // max(len(view.table.heads), 1)
     moments = spaced(len(view.grid), min(SPECTRAL_MOMENTS, max(budget // 8, 2)))
@@ -173,6 +174,31 @@ def _spectra(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.in
     return {"labels": [clean(view.at(i)) for i in moments], "modules": out}
 
 
+def _maps(view: RunView, modules: Modules) -> Json:
+    """Pack the pictures of predicted maps that the report has of a run, one after the other.
+
+    Returns:
+        "kept" names each: [place of the checkpoint, place of the module, cells a side, errors of each head], the errors
+        (heads, 4) or null. "labels" names the checkpoints, "data" holds the bytes.
+    """
+    maps, kept, labels, parts = view.report.maps, [], {}, []
+    for place, checkpoint in enumerate(view.table.checkpoints):
+        for at, (*_, module, columns) in enumerate(modules):
+            key = f"{view.name}/{checkpoint}/{module}"
+            heads = [int(view.table.heads[column][1]) for column in columns]
+            codes, errors = maps.pictures.get(key), maps.errors.get(key)
+            if codes is None or max(heads) >= len(codes):
+                continue
+            shown = None
+            if errors is not None and np.isfinite(errors).all():
+                shown = [[float(f"{x:.2g}") for x in errors[:, head]] for head in heads]
+            kept.append([place, at, codes.shape[1], shown])
+            labels[place] = clean(view.at(place))
+            parts.append(codes[heads].ravel())
+    data = base64(np.concatenate(parts)) if parts else ""
+    return {"kept": kept, "labels": labels, "cell": maps.cell, "note": clean(maps.note), "data": data}
+
+
 def _like(sigma: F64 | None, shape: tuple[int, ...]) -> F64:
     return sigma if sigma is not None and sigma.shape == shape else np.full(shape, np.nan)
 
@@ -183,7 +209,7 @@ def _band(d_model: int, d_q: int, sizes: Sequence[int]) -> list[list[float]]:
     return [[s, *(round(x, 4) for x in random_init(d_model, d_model, d_q, s)[:2])] for s in chosen]
 
 
-def _bands(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int64]]]) -> Json | None:
+def _bands(view: RunView, modules: Modules, moments: Sequence[int]) -> Json | None:
     """Pack the bands of a baseline: for each metric (modules, steps), a layer that it lacks missing."""
     bands = view.report.bands
     if bands is None:
@@ -204,7 +230,21 @@ def _bands(view: RunView, modules: Sequence[tuple[str, int, str, NDArray[np.int6
         }
         packed = {side: pack(values, log=metric in LOGARITHMIC) for side, values in parts.items()}
         out[metric] = {"steps": steps[few].tolist(), **packed}
-    return {"name": clean(bands.name), "margin": bands.margin, "metrics": out}
+    limits = _limits(view, bands, modules, moments)
+    return {"name": clean(bands.name), "margin": bands.margin, "metrics": out, "limits": limits}
+
+
+def _limits(view: RunView, bands: Bands, modules: Modules, moments: Sequence[int]) -> Json:
+    """Pack the limit that the baseline sets to each layer's heads: for each metric (moments, modules)."""
+    readings = view.report.readings
+    rows = np.stack([view.grid[moments][:, columns].max(axis=1) for *_, columns in modules], axis=1)
+    few = readings.where(np.isin(np.arange(len(readings)), rows))
+    places = np.searchsorted(np.unique(rows[rows >= 0]), rows)
+    out: Json = {}
+    for metric in (*SIZES, *SHARES):
+        values = np.append(bands.limits(few, metric), np.nan)
+        out[metric] = {"above": metric in SIZES, "at": pack(np.where(rows < 0, np.nan, values[places]))}
+    return out
 
 
 def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> list[list[list[int]]]:
@@ -214,18 +254,25 @@ def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> li
     places = {head: i for i, head in enumerate(view.story.heads)}
     return [
         [
-            [names.setdefault(flag.name, len(names)), round(flag.step)]
+            [names.setdefault(_said(flag.name), len(names)), round(flag.step)]
             for flag in view.story.courses.flags(places[view.table.heads[column]])
         ]
         for column in order
     ]
 
 
-def _loss(curve: Curve | None) -> Json | None:
-    """Thin a loss curve; one that was never finite is not drawn."""
-    if curve is None:
+def _said(flag: str) -> str:
+    """Return a flag's name as words that a step follows."""
+    words = {"surging": "surges by", "stagnant": "stands still from", "onset": "grows faster from"}
+    return words.get(flag, f"{flag.removeprefix('crossing: ')} from")
+
+
+def _loss(story: Story | None) -> Json | None:
+    """Thin a run's loss curve; one that was never finite is not drawn."""
+    if story is None or story.loss is None:
         return None
-    steps, values = thinned(curve)
+    steps, values = thinned(story.loss)
     if not len(steps):
         return None
-    return {"steps": steps.tolist(), "values": [float(f"{value:.5g}") for value in values]}
+    shown = [float(f"{value:.5g}") for value in values]
+    return {"steps": steps.tolist(), "values": shown, "trouble": story.trouble.step if story.trouble else None}

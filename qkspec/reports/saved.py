@@ -11,9 +11,11 @@ import numpy as np
 
 from qkspec.analysis import SCHEMA, CheckpointFacts, Report, assemble
 from qkspec.errors import InputError, UsageError
+from qkspec.maps import Maps
 from qkspec.readings import KEYS, Readings
 from qkspec.reports import csvfile
 from qkspec.reports import losses as loss_file
+from qkspec.reports import maps as map_file
 from qkspec.reports.formats import Format
 from qkspec.reports.jsonfile import KIND
 from qkspec.reports.spectra import SavedSpectra
@@ -73,6 +75,10 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
     if Format.SPECTRA.file in files:
         _verify(path, Format.SPECTRA.file, files)
         spectra = SavedSpectra(path / Format.SPECTRA.file, readings)
+    maps = Maps(note="this report was written without its maps; analyze the checkpoints again")
+    if Format.MAPS.file in files:
+        _verify(path, Format.MAPS.file, files)
+        maps = map_file.read(path / Format.MAPS.file, readings)
     losses = None
     if Format.LOSSES.file in files:
         _verify(path, Format.LOSSES.file, files)
@@ -87,7 +93,8 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
         spectra=spectra,
         losses=losses,
     )
-    return replace(report, provenance={str(name): str(value) for name, value in document["provenance"].items()})
+    provenance = {str(name): str(value) for name, value in document["provenance"].items()}
+    return replace(report, provenance=provenance, maps=maps)
 
 
 def _verify(path: Path, name: str, files: Mapping[str, Any]) -> None:

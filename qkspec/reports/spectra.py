@@ -63,7 +63,7 @@ class SavedSpectra(Mapping[str, F64]):
             present = set(self._file.keys())  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(
-                f"{path}: cannot be read ({_short(error)}); it is damaged, write the report again"
+                f"{path}: cannot be read ({short(error)}); it is damaged, write the report again"
             ) from error
         self._path = path
         self._names = {key: name for key, name in tensor_names(readings).items() if name in present}
@@ -74,7 +74,7 @@ class SavedSpectra(Mapping[str, F64]):
         try:
             sigma = np.asarray(self._file.get_tensor(self._names[key]))  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{self._path}: cannot be read ({_short(error)}); write the report again") from error
+            raise InputError(f"{self._path}: cannot be read ({short(error)}); write the report again") from error
         if sigma.dtype != np.float64 or sigma.ndim != 2:
             raise InputError(
                 f"{self._path}: {self._names[key]} is no (heads, d_q) float64 tensor; write the report again"
@@ -88,5 +88,6 @@ class SavedSpectra(Mapping[str, F64]):
         return len(self._names)
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """Return an error of a file's reader as a few words."""
     return escape(" ".join(str(error).split())[:120])

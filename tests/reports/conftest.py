@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from qkspec.analysis import Measured, Report, Settings, Skipped, assemble, judge, measure
+from qkspec.attention import predicted_map
 from qkspec.checkpoints.memory import from_state_dict
+from qkspec.layouts.find import attention_layers
+from qkspec.maps import Maps, picture
 from qkspec.readings import Readings
 
 
@@ -84,6 +87,21 @@ def two_runs(make_report: Callable[..., Report]) -> Report:
 @pytest.fixture(scope="session")
 def one_run(make_report: Callable[..., Report]) -> Report:
     return make_report(("lost", COLLAPSING))
+
+
+@pytest.fixture(scope="session")
+def with_maps(one_run: Report) -> Report:
+    """The collapsing run with pictures of its maps at steps 0 and 160, errors only of the latter."""
+    pictures, errors = {}, {}
+    config = {"model_type": "gpt2", "n_head": 4, "n_layer": 3, "n_positions": 64}
+    for step, growth in ((0, COLLAPSING[0]), (160, COLLAPSING[5])):
+        checkpoint = from_state_dict(gpt2_state(growth, layers=3, heads=4), config, name=f"step-{step:06d}", step=step)
+        for layer in attention_layers(checkpoint):
+            key = f"lost/{checkpoint.name}/{layer.name}"
+            pictures[key] = picture(predicted_map(layer))
+            if step:
+                errors[key] = np.full((4, 4), 0.0123)
+    return replace(one_run, maps=Maps(pictures, errors, 1, "only two were wanted"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from browser import Page
 
 from qkspec.analysis import Report
 from qkspec.baseline import Bands
+from qkspec.maps import Maps
 from qkspec.reports.html import write
+from qkspec.reports.view import views
 
 pytest.importorskip("jinja2", reason="needs qkspec[html]")
 pytest.importorskip("plotly", reason="needs qkspec[html]")
@@ -191,6 +193,58 @@ def test_a_baselines_band_follows_the_chosen_head(
     assert not any("base" in name for name in page.js(names))
     assert page.problems() == []
     assert page.requests() == []
+
+
+def test_the_table_and_the_map_say_which_heads_leave_a_baselines_bands(
+    driver: Any, one_run: Report, make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    bands = Bands.of(make_report(("base", (0.0, 0.2)), layers=2, steps=(0, 40)).readings, "base")
+    page = Page(driver, saved(replace(one_run, bands=bands), tmp_path / "report.html"))
+    view = next(iter(views(one_run)))
+    names = {"freezing_ratio": "κ", "sigma1": "σ1", "predicted_entropy": "entropy"}
+    for moment in (5, 1):
+        page.act(lambda at=moment: page.js("chooseMoment(arguments[0])", at))
+        cells = page.texts("#heads tbody td:nth-last-child(2)")
+        heads = page.js(
+            "return [...document.querySelectorAll('#heads tbody tr')].map((row) => Number(row.dataset.head))"
+        )
+        hovers = page.js("return document.getElementById('map').data[0].customdata.flat()")
+        for head, cell in zip(heads, cells, strict=True):
+            found = replace(one_run, bands=bands).against_baseline(int(view.grid[moment, head]))
+            known = [c for c in found if c.holds is not None]
+            left = [names[c.metric] for c in known if c.holds]
+            assert cell == (", ".join(left) or "within" if known else "–"), head
+            assert ", ".join(left) in hovers[head]
+            assert ("outside" in hovers[head]) == bool(left)
+    assert page.problems() == []
+
+
+def test_the_predicted_map_of_the_chosen_head_is_drawn(driver: Any, with_maps: Report, tmp_path: Path) -> None:
+    page = Page(driver, saved(with_maps, tmp_path / "report.html"))
+    shown = "return document.getElementById('attention').data[0].z.flat()"
+    codes = with_maps.maps.pictures["lost/step-000160/h.2.attn"]
+    assert page.find("#head-title").text.startswith("layer 2 head 2")
+    assert page.js(shown) == pytest.approx((codes[2] / 255).ravel().tolist())
+    assert "64 random tokens, at step 160. ±" in page.find("#attention-note").text
+    assert page.texts("#readings td")[1].endswith(" ± 0.01")
+    page.act(lambda: page.js("chooseMoment(4)"))
+    first = with_maps.maps.pictures["lost/step-000000/h.2.attn"]
+    assert page.js(shown) == pytest.approx((first[2] / 255).ravel().tolist())
+    assert "at step 0. None is kept of step 80." in page.find("#attention-note").text
+    assert "±" not in page.texts("#readings td")[1]
+    page.act(lambda: page.js("chooseHead(0)"))
+    few = with_maps.maps.pictures["lost/step-000000/h.0.attn"]
+    assert page.js(shown) == pytest.approx((few[0] / 255).ravel().tolist())
+    assert page.problems() == []
+    assert page.requests() == []
+
+
+def test_a_page_without_pictures_says_so(driver: Any, one_run: Report, tmp_path: Path) -> None:
+    page = Page(driver, saved(replace(one_run, maps=Maps(note="too late")), tmp_path / "report.html"))
+    assert page.find("#attention-note").text == "No picture of this head's map is kept: too late."
+    assert not page.find("#attention").is_displayed()
+    assert len(page.texts("#readings tr")) == 4
+    assert page.problems() == []
 
 
 @pytest.mark.parametrize("shape", ["one checkpoint", "no spectra", "uneven"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qkspec.analysis import Report, assemble
 from qkspec.errors import InputError
+from qkspec.maps import Maps
 from qkspec.readings import NO_STEP, TEXT, Readings
 from qkspec.reports import csvfile
 from qkspec.reports.directory import write_directory
@@ -41,6 +42,37 @@ def test_a_report_comes_back_to_the_last_bit(two_runs: Report, tmp_path: Path) -
     out = write_directory(two_runs, tmp_path / "out", formats=DATA)
     assert is_report(out)
     assert_same(two_runs, load(out))
+
+
+def test_pictures_of_maps_come_back(with_maps: Report, tmp_path: Path) -> None:
+    out = write_directory(with_maps, tmp_path / "out", formats=(Format.MAPS,))
+    assert_same_maps(load(out).maps, with_maps.maps)
+    again = write_directory(load(out), tmp_path / "again", formats=(Format.MAPS,))
+    assert (again / "maps.safetensors").read_bytes() == (out / "maps.safetensors").read_bytes()
+    bare = write_directory(with_maps, tmp_path / "bare", formats=())
+    assert not (bare / "maps.safetensors").exists()
+    assert "analyze the checkpoints again" in load(bare).maps.note
+
+
+def assert_same_maps(a: Maps, b: Maps) -> None:
+    assert (a.cell, a.note) == (b.cell, b.note)
+    for mine, theirs in ((a.pictures, b.pictures), (a.errors, b.errors)):
+        assert set(mine) == set(theirs)
+        assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.parametrize("bad", ["dtype", "shape", "errors", "cell"])
+def test_a_file_of_maps_that_holds_something_else_is_refused(with_maps: Report, tmp_path: Path, bad: str) -> None:
+    key = next(iter(with_maps.maps.pictures))
+    maps = {
+        "dtype": lambda: Maps({key: np.zeros((4, 8, 8), np.float32)}),  # type: ignore[dict-item]
+        "shape": lambda: Maps({key: np.zeros((4, 80, 80), np.uint8)}),
+        "errors": lambda: Maps(with_maps.maps.pictures, {key: np.zeros(4)}),
+        "cell": lambda: replace(with_maps.maps, cell=7),
+    }[bad]()
+    out = write_directory(replace(with_maps, maps=maps), tmp_path / "out", formats=(Format.MAPS,))
+    with pytest.raises(InputError, match=r"maps\.safetensors: holds tensors that are no pictures"):
+        load(out)
 
 
 def test_one_run_has_no_run_in_its_tensor_names(one_run: Report, two_runs: Report, tmp_path: Path) -> None:

@@ -125,30 +125,17 @@ function curves(side, metric, log) {
 
 function drawOverlay() {
   const metric = state.metric === "verdict" ? DATA.metrics[0].name : state.metric, log = RUNS.every((run) => run.isLog(metric));
-  const traces = [0, 1].flatMap((side) => curves(side, metric, log)), shapes = [], annotations = [];
-  const losses = RUNS.map((run) => run.raw.loss), below = losses.some(Boolean), low = Math.min(...RUNS.map((run) => run.raw.values[metric].low));
-  const high = Math.max(...RUNS.map((run) => run.raw.values[metric].high)), few = high - low < Math.log(300);
+  const traces = [0, 1].flatMap((side) => curves(side, metric, log));
+  const losses = RUNS.map((run) => run.raw.loss), withLoss = losses.some(Boolean), marks = limitLines(metric);
   losses.forEach((loss, side) => {
     if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((step) => place(state, step)), y: loss.values, yaxis: "y2", name: `loss ${LETTERS[side]}`,
       text: loss.steps.map(String), hovertemplate: `loss ${LETTERS[side]}, step %{text}: %{y:.4g}<extra></extra>`, line: { color: sideColour(side), width: 1.2 } });
   });
-  const mark = (step, words, from, to) => {
-    shapes.push({ type: "line", x0: place(state, step), x1: place(state, step), y0: from, y1: to, yref: "paper", line: { color: css("--ink"), width: 1.2, dash: "dash" } });
-    annotations.push({ x: place(state, step), y: to, yref: "paper", yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: `${words} ${step}`, font: { size: 11 } });
-  };
-  const parted = DATA.parted[metric];
-  if (parted !== undefined && parted !== null) mark(parted, "medians part for good at step", below ? 0.34 : 0, 1);
-  if (below && DATA.loss !== null) mark(DATA.loss, "the losses part at step", 0, 0.26);
-  if (metric === "freezing_ratio") for (const limit of Object.values(DATA.limits))
-    shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } });
-  const now = place(state, PAIR.steps[state.moment]), longest = RUNS[0].raw.steps.at(-1) >= RUNS[1].raw.steps.at(-1) ? RUNS[0] : RUNS[1];
-  shapes.push({ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } });
-  Plotly.react("trajectories", traces, layout({
-    hovermode: "closest", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 40, b: 42 }, shapes, annotations,
-    xaxis: stepAxis({ run: longest, logSteps: state.logSteps }, { anchor: below ? "y2" : "y" }),
-    yaxis: axis({ domain: [below ? 0.34 : 0, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? few ? "D2" : 1 : undefined, title: { text: label(metric) } }),
-    ...(below ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
-  }), TOOLS);
+  const parted = DATA.parted[metric], now = place(state, PAIR.steps[state.moment]);
+  const longest = RUNS[0].raw.steps.at(-1) >= RUNS[1].raw.steps.at(-1) ? RUNS[0] : RUNS[1];
+  if (parted !== undefined && parted !== null) marks.push(milestone(place(state, parted), `medians part for good at step ${parted}`, withLoss ? FLOOR : 0, 1));
+  if (withLoss && DATA.loss !== null) marks.push(milestone(place(state, DATA.loss), `the losses part at step ${DATA.loss}`, 0, 0.26));
+  Plotly.react("trajectories", traces, timeLayout({ run: longest, logSteps: state.logSteps }, metric, log, withLoss, marks, now), TOOLS);
 }
 
 function start() {

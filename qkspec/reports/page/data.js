@@ -52,6 +52,14 @@ class Run {
   name(head) { return `layer ${this.module(head).label} head ${this.raw.head[head]}`; }
   shows(moment, head, verdict) { return this.verdict(moment, head).name === verdict; }
   words(moment, head) { return `${this.name(head)} ${this.module(head).name} ${this.verdict(moment, head).name} `; }
+  // How a head lies to a baseline's limits: {metric, value, limit, above, holds} each, holds where it leaves the band.
+  beyond(moment, head) {
+    if (!this.raw.bands) return [];
+    return Object.entries(this.raw.bands.limits).map(([metric, packed]) => {
+      const value = this.value(metric, moment, head), limit = this.remembered(`limits ${metric}`, () => unpack(packed.at))[moment * this.raw.modules.length + this.moduleOf[head]];
+      return { metric, value, limit, above: packed.above, holds: packed.above ? value > limit : value < limit };
+    }).filter((one) => Number.isFinite(one.value) && Number.isFinite(one.limit));
+  }
   // Values (sizes) of one head at one spectral moment: "sigma" or "sec".
   spectral(kind, moment, head) {
     const at = this.moduleOf[head], part = this.raw.spectra.modules[at];
@@ -67,6 +75,17 @@ class Run {
     const [low, high, limit] = ["low", "high", "limit"].map(part), known = packed.steps.map((_, i) => i).filter((i) => Number.isFinite(low[i]));
     return known.length ? { steps: known.map((i) => packed.steps[i]), low: known.map((i) => low[i]), high: known.map((i) => high[i]), limit: known.map((i) => limit[i]) } : null;
   }
+  // The picture of a head's predicted map nearest before a moment, or after it where there is none: {label, side, codes, errors}; null if none is kept.
+  picture(moment, head) {
+    const at = this.moduleOf[head], { kept, labels, data } = this.raw.maps, now = this.raw.places[moment];
+    const starts = this.remembered("pictures", () => { let start = 0; return kept.map(([, module, side]) => { const own = start; start += this.raw.modules[module].heads * side * side; return own; }); });
+    const own = kept.map((_, i) => i).filter((i) => kept[i][1] === at), before = own.filter((i) => kept[i][0] <= now);
+    const chosen = before.length ? before[before.length - 1] : own[0];
+    if (chosen === undefined) return null;
+    const [place, , side, errors] = kept[chosen], start = starts[chosen] + this.place(head) * side * side;
+    const codes = this.remembered("map bytes", () => bytes(data)).subarray(start, start + side * side);
+    return { label: labels[place], side, codes, errors: place === now && errors ? errors[this.place(head)] : null };
+  }
   // Heads gravest first, and of one verdict the largest κ first.
   byGravity(moment) {
     const heads = [...Array(this.heads).keys()].filter((head) => this.code(moment, head) !== ABSENT);
@@ -74,6 +93,8 @@ class Run {
     return heads.sort((a, b) => this.code(moment, a) - this.code(moment, b) || size(b) - size(a) || a - b);
   }
 }
+
+const SHORT = { freezing_ratio: "κ", sigma1: "σ1", predicted_entropy: "entropy" };
 
 const RUNS = DATA.runs.map((raw) => new Run(raw));
 

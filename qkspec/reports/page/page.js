@@ -9,6 +9,8 @@ const COLUMNS = [
     ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["embedded_entropy", "embedded entropy"], ["measured_entropy", "measured entropy"]]
     .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => ({
     key, head, of: (run, m, h) => run.value(key, m, h), show: (run, m, h) => number(run.value(key, m, h)) })),
+  ...(RUNS.some((run) => run.raw.bands) ? [{ key: "baseline", text: true, head: "baseline", of: (run, m, h) => -run.beyond(m, h).filter((one) => one.holds).length,
+    show: (run, m, h) => { const found = run.beyond(m, h); return !found.length ? "–" : found.filter((one) => one.holds).map((one) => SHORT[one.metric] || one.metric).join(", ") || "within"; } }] : []),
   { key: "turned", head: "turned", of: (run, m, h) => (run.raw.turned[h] < 0 ? NaN : run.raw.turned[h]),
     show: (run, m, h) => (run.raw.turned[h] < 0 ? "–" : String(run.raw.turned[h])) },
 ];
@@ -60,10 +62,16 @@ function drawHead() {
       element("td", known ? `${number(value)} ${bound[holds ? 0 : 1]} ${number(limit)}` : "not measured"));
     return row;
   });
+  rows.push(...run.beyond(moment, head).map(({ metric, value, limit, above, holds }) => {
+    const row = element("tr", undefined, holds ? "yes" : "no");
+    row.append(element("td", holds ? "✓" : "·"), element("td", "outside the baseline"), element("td", label(metric)),
+      element("td", `${number(value)} ${above ? (holds ? ">" : "≤") : holds ? "<" : "≥"} ${number(limit)}`));
+    return row;
+  }));
   document.querySelector("#evidence tbody").replaceChildren(...rows);
-  control("flags").textContent = (run.raw.flags[head] || []).map(([name, step]) => `${DATA.flags[name]} at ${step}`).join(", ");
+  control("flags").textContent = (run.raw.flags[head] || []).map(([name, step]) => `${DATA.flags[name]} step ${step}`).join(", ");
   drawSpectrum(state);
-  drawIndices(state);
+  drawAttention(state);
 }
 
 function step(key) {

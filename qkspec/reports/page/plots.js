@@ -1,8 +1,9 @@
-// The five drawings. Each takes the page's state: {run, metric, moment, head, logSteps}.
+// The drawings, and what they share. Each takes the page's state: {run, metric, moment, head, logSteps}.
 
 const CIVIDIS = [[0, "#00224e"], [0.13, "#123570"], [0.25, "#3b496c"], [0.38, "#575d6d"], [0.5, "#707173"],
   [0.63, "#8a8678"], [0.75, "#a59c74"], [0.88, "#c3b369"], [1, "#fee838"]];
 const DRAWN = 150; // trajectories drawn: troubled heads first, then quiet ones evenly taken
+const NARROW = matchMedia("(max-width: 700px)");
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 const TOOLS = { ...CONFIG, displayModeBar: "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
@@ -27,14 +28,69 @@ function layout(extra) {
   };
 }
 
-function logTicks(low, high) {
+// Where a logarithmic axis or colour bar from 10^low to 10^high is labelled.
+function logPlaces(low, high) {
   const places = [];
   for (let power = Math.floor(low); power <= Math.ceil(high); power++)
     for (const digit of high - low > 3 ? [1] : [1, 2, 5]) {
       const place = power + Math.log10(digit);
       if (place >= low - 1e-9 && place <= high + 1e-9) places.push(place);
     }
-  return { tickvals: places, ticktext: places.map((place) => number(10 ** place).replace(/\.?0+$/, "")) };
+  return places;
+}
+
+function plain(place) { return String(Number((10 ** place).toPrecision(1))); }
+
+function logTicks(low, high) {
+  const places = logPlaces(low, high);
+  return { tickvals: places, ticktext: places.map(plain) };
+}
+
+// A logarithmic axis for values between e^low and e^high.
+function logAxis(low, high, extra) {
+  const places = logPlaces(low / Math.LN10 - 0.3, high / Math.LN10 + 0.3);
+  return axis({ type: "log", tickvals: places.map((place) => 10 ** place), ticktext: places.map(plain), ...extra });
+}
+
+// A legend beside a drawing where there is room, above it where there is not.
+function beside() { return NARROW.matches ? above() : { font: { size: 11 } }; }
+
+function above() { return { orientation: "h", font: { size: 11 }, x: 0, y: 1.02, yanchor: "bottom" }; }
+
+function upright(x, colour, dash, from = 0, to = 1) {
+  return { type: "line", x0: x, x1: x, y0: from, y1: to, yref: "paper", line: { color: colour, width: 1, dash } };
+}
+
+// A dashed line across the steps with words at its top.
+function milestone(x, words, from, to) {
+  return {
+    shape: upright(x, css("--ink"), "dash", from, to),
+    words: { x, y: to, yref: "paper", yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: words, font: { size: 11 } },
+  };
+}
+
+// The limits of a metric, drawn across the steps with their names.
+function limitLines(metric) {
+  if (metric !== "freezing_ratio") return [];
+  return Object.entries(DATA.limits).map(([name, limit]) => ({
+    shape: { type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } },
+    words: { x: 0, xref: "paper", xanchor: "left", y: Math.log10(limit), yanchor: "bottom", showarrow: false, text: `${name} ≥ ${limit}`, font: { size: 11, color: css("--quiet") } },
+  }));
+}
+
+const FLOOR = 0.34; // of the trajectories above a loss
+
+// Trajectories above, losses below on the same steps: the layout of a report's picture and of a comparison's.
+function timeLayout(state, metric, log, withLoss, marks, now) {
+  const values = RUNS.map((run) => run.raw.values[metric]), low = Math.min(...values.map((one) => one.low)), high = Math.max(...values.map((one) => one.high));
+  const title = { text: label(metric) }, domain = [withLoss ? FLOOR : 0, 1];
+  return layout({
+    hovermode: "closest", legend: above(), margin: { l: 60, r: 16, t: 40, b: 42 },
+    shapes: [upright(now, css("--accent"), "dot"), ...marks.map((mark) => mark.shape)], annotations: marks.map((mark) => mark.words),
+    xaxis: stepAxis(state, { anchor: withLoss ? "y2" : "y" }),
+    yaxis: log ? logAxis(low, high, { domain, title }) : axis({ domain, title }),
+    ...(withLoss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
+  });
 }
 
 // The map of one run; ``scale`` gives the ends of the colours where several maps share them.
@@ -50,7 +106,7 @@ function drawMap(state, id = "map", scale = null) {
       const shown = log ? Math.log10(value) : value;
       line.push(Number.isFinite(shown) ? Math.min(Math.max(shown, ends[0]), ends[1]) : null);
       letters.push(verdict && (!verdict.quiet || verdicts) ? verdict.letter : "");
-      names.push(verdict ? `${inert(run.name(at))}<br>${verdict.name}<br>${verdicts ? "" : number(value)}` : "");
+      names.push(verdict ? `${inert(run.name(at))}<br>${verdict.name}<br>${verdicts ? "" : number(value)}${outside(run, moment, at)}` : "");
     }
     z.push(line); text.push(letters); hover.push(names);
   });
@@ -73,6 +129,12 @@ function drawMap(state, id = "map", scale = null) {
     yaxis: axis({ title: { text: "layer" }, showgrid: false, range: [rows.length - 0.5, -0.5], tickvals: ticks, ticktext: ticks.map((n) => inert(rows[n].label)) }),
     shapes: chosen,
   }), CONFIG);
+}
+
+// What a hover says of a head that leaves the baseline's bands.
+function outside(run, moment, head) {
+  const left = run.beyond(moment, head).filter((one) => one.holds).map((one) => SHORT[one.metric] || one.metric);
+  return left.length ? `<br>outside the band of ${inert(run.raw.bands.name)}: ${left.join(", ")}` : "";
 }
 
 // Ends of a metric's colour scale over the whole run, so that the slider shows change; κ has the same for every run.
@@ -137,19 +199,11 @@ function drawTrajectories(state) {
   line(own, state, value, head);
   traces.push({ ...own, type: "scatter", mode: "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
     line: { color: css("--accent"), width: 3 }, marker: { size: 5 } });
-  const [low, high] = log ? [run.raw.values[metric].low, run.raw.values[metric].high] : [0, 1], few = high - low < Math.log(300);
-  const loss = run.raw.loss, now = place(state, run.raw.steps[moment]), bottom = loss ? 0.34 : 0;
+  const loss = run.raw.loss, marks = limitLines(metric);
   if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
     text: loss.steps.map(String), hovertemplate: "step %{text}: loss %{y:.4g}<extra></extra>", line: { color: css("--quiet"), width: 1.2 } });
-  const shapes = [{ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } }];
-  if (metric === "freezing_ratio") for (const limit of Object.values(DATA.limits))
-    shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } });
-  Plotly.react("trajectories", traces, layout({
-    hovermode: "closest", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 40, b: 42 }, shapes,
-    xaxis: stepAxis(state, { anchor: loss ? "y2" : "y" }),
-    yaxis: axis({ domain: [bottom, 1], type: log ? "log" : "linear", exponentformat: "power", dtick: log ? few ? "D2" : 1 : undefined, title: { text: label(metric) } }),
-    ...(loss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
-  }), TOOLS);
+  if (loss && loss.trouble !== null) marks.push(milestone(place(state, loss.trouble), `goes wrong at step ${loss.trouble}`, 0, 0.26));
+  Plotly.react("trajectories", traces, timeLayout(state, metric, log, Boolean(loss), marks, place(state, run.raw.steps[moment])), TOOLS);
 }
 
 // What a baseline's heads showed in the chosen head's layer, and the limit beyond which a head leaves it.
@@ -187,7 +241,7 @@ function turn(run, value, head) {
 }
 
 function ramp(i, count) {
-  const share = count > 1 ? i / (count - 1) : 1, from = isDark() ? [70, 84, 98] : [196, 206, 216], to = isDark() ? [108, 182, 255] : [11, 98, 168];
+  const share = count > 1 ? i / (count - 1) : 1, from = isDark() ? [96, 110, 124] : [196, 206, 216], to = isDark() ? [108, 182, 255] : [11, 98, 168];
   return `rgb(${from.map((c, n) => Math.round(c + (to[n] - c) * share)).join(",")})`;
 }
 
@@ -205,27 +259,8 @@ function drawSpectrum(state) {
       line: { color: ramp(m, labels.length), width: m === labels.length - 1 ? 2.5 : 1.5 }, hovertemplate: "σ%{x} = %{y:.3g}<extra>%{fullData.name}</extra>" };
   });
   return Plotly.react("spectrum", traces, layout({
-    margin: { l: 54, r: 8, t: 6, b: 38 }, legend: { font: { size: 10 } },
-    xaxis: axis({ title: { text: "i" }, type: "log", dtick: "D2" }), yaxis: axis({ title: { text: "σ<sub>i</sub>" }, type: "log", exponentformat: "power", dtick: "D2" }),
-  }), CONFIG);
-}
-
-function drawIndices(state) {
-  const { run, head, moment } = state, x = run.raw.steps.map((step) => place(state, step));
-  const known = (kind) => run.raw.steps.some((_, m) => Number.isFinite(run.value(`${kind}_entropy`, m, head)));
-  const source = DATA.kinds.find(known) || "predicted"; // the one that the verdict rests on
-  document.getElementById("indices-title").textContent = `${source[0].toUpperCase()}${source.slice(1)} attention map`;
-  const kinds = [["entropy", "entropy / ln T", "solid"], ["rank", "rank / T", "dash"], ["diagonal", "diagonal", "dot"], ["columns", "columns / T", "dashdot"]]
-    .map(([name, ...rest]) => [`${source}_${name}`, ...rest]).filter(([name]) => run.raw.values[name]);
-  const colours = isDark() ? ["#6cb6ff", "#ff9e64", "#2fc39b", "#e08fbd"] : ["#0072b2", "#d55e00", "#009e73", "#a8487e"];
-  const traces = kinds.map(([name, text, dash], i) => ({
-    type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: text, x, y: run.raw.steps.map((_, m) => { const y = run.value(name, m, head); return Number.isFinite(y) ? y : null; }),
-    line: { color: colours[i], dash, width: 1.8 }, hovertemplate: "%{y:.3f}<extra>%{fullData.name}</extra>",
-  }));
-  const now = place(state, run.raw.steps[moment]);
-  Plotly.react("indices", traces, layout({
-    margin: { l: 40, r: 8, t: 6, b: 38 }, legend: { font: { size: 10 } }, xaxis: stepAxis(state, {}), yaxis: axis({ range: [0, 1.03] }),
-    shapes: [{ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } }],
+    margin: { l: 54, r: 8, t: 6, b: 38 }, legend: beside(),
+    xaxis: logAxis(0, Math.log(part.s[part.s.length - 1]), { title: { text: "i" } }), yaxis: logAxis(part.sigma.low, part.sigma.high, { title: { text: "σ<sub>i</sub>" } }),
   }), CONFIG);
 }
 
@@ -248,6 +283,6 @@ function drawSec(state) {
   ];
   return Plotly.react("sec", traces, layout({
     xaxis: axis({ title: { text: "s, directions" }, type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].filter((s) => s <= part.s[part.s.length - 1]) }),
-    yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: { font: { size: 11 } }, margin: { l: 54, r: 16, t: 34, b: 42 },
+    yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: beside(), margin: { l: 54, r: 16, t: 34, b: 42 },
   }), TOOLS);
 }

@@ -10,7 +10,8 @@ function drawAll() {
 }
 
 function paintLegend() {
-  control("legend").replaceChildren(...DATA.verdicts.map((verdict) => {
+  const present = new Set(RUNS.flatMap((run) => [...new Set(run.codes())]));
+  control("legend").replaceChildren(...DATA.verdicts.filter((_, code) => present.has(code)).map((verdict) => {
     const item = element("li");
     item.title = verdict.meaning;
     item.append(swatch(verdict), verdict.name);
@@ -25,5 +26,5 @@ function watchTheme(repaint) {
     event.target.textContent = `theme: ${next || "auto"}`;
     repaint();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  for (const asked of [matchMedia("(prefers-color-scheme: dark)"), NARROW]) asked.addEventListener("change", repaint);
 }

@@ -1,0 +1,56 @@
+"""maps.safetensors: pictures of predicted attention maps, and the Monte-Carlo errors of what is read off them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from qkspec.analysis import Report
+from qkspec.attention import MAP_TOKENS
+from qkspec.errors import InputError
+from qkspec.maps import CELLS, INDICES, Maps
+from qkspec.readings import Readings
+from qkspec.reports.spectra import short, tensor_names
+
+MAP, ERROR = "map/", "error/"  # before <checkpoint>/<module>, named as in spectra.safetensors
+
+
+def write(report: Report, out: Path) -> None:
+    """Write the pictures that the report has: 255 √(attention weight), rows are queries."""
+    from safetensors.numpy import save_file
+
+    keys = tensor_names(report.readings)
+    tensors = {MAP + keys[key]: codes for key, codes in report.maps.pictures.items()}
+    tensors |= {ERROR + keys[key]: np.ascontiguousarray(errors) for key, errors in report.maps.errors.items()}
+    about = {"cell": report.maps.cell, "note": report.maps.note}
+    save_file(tensors, out, metadata={"qkspec": json.dumps(about)})  # one entry: several come in any order
+
+
+def read(path: Path, readings: Readings) -> Maps:
+    """Read the pictures of a saved report back.
+
+    Raises:
+        InputError: the file cannot be read, or holds other pictures than the table's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    pictures, errors = {}, {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("qkspec", ""))
+            cell, note = int(about["cell"]), str(about["note"])
+            present = set(file.keys())
+            for key, name in tensor_names(readings).items():
+                if MAP + name in present:
+                    pictures[key] = file.get_tensor(MAP + name)
+                if ERROR + name in present:
+                    errors[key] = file.get_tensor(ERROR + name)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({short(error)}); it is damaged, write the report again") from error
+    shapes_hold = all(
+        codes.dtype == np.uint8 and codes.ndim == 3 and codes.shape[1] == codes.shape[2] <= MAP_TOKENS
+        for codes in pictures.values()
+    ) and all(one.dtype == np.float64 and one.ndim == 2 and len(one) == len(INDICES) for one in errors.values())
+    if not shapes_hold or cell not in CELLS:
+        raise InputError(f"{path}: holds tensors that are no pictures of maps; write the report again")
+    return Maps(pictures, errors, cell, note)
