@@ -6,6 +6,7 @@ For deep layers it is an approximation, and nothing is known where a checkpoint 
 """
 
 import re
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ _TOKENS = re.compile(
     r"(?:^|\.)(?:wte|embed_tokens|word_embeddings|embed_in|tok_embeddings|token_embedding|word_embedding)(?:\.weight)?$"
 )
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|position_embeddings|embed_positions)(?:\.weight)?$")
+_LEARNED = re.compile(
+    r"(?:^|\.)(?:wpe|pos_embed|positional_embedding|(?:embed_)?positions?(?:_embeddings?)?)(?:\.weight)?$"
+)
 
 
 def inputs(checkpoint: Checkpoint, layer: QKLayer, *, seed: int = 0) -> F32 | None:
@@ -53,6 +57,23 @@ def inputs(checkpoint: Checkpoint, layer: QKLayer, *, seed: int = 0) -> F32 | No
     if place is not None and store.shape(place)[0] >= length:
         x = x + np.asarray(store.read(place, slice(0, length)), dtype=np.float32)
     return np.stack([normalised(sequence, layer.q_input) for sequence in x])
+
+
+def positions(checkpoint: Checkpoint, layer: QKLayer) -> int | None:
+    """Return how many tokens a module's input can have, from the table of learned positions; None where there is none.
+
+    Of several (a text and an image tower) the one that shares most of the module's path is meant.
+    """
+    store, path = checkpoint.store, layer.name.split(".")
+    found: dict[int, int] = {}
+    for name in store.names():
+        shape = store.shape(name)
+        if _LEARNED.search(name) and len(shape) in (2, 3) and shape[-1] == layer.d_model and (1, *shape)[-3] == 1:
+            shared = sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name.split("."), path, strict=False))
+            )
+            found.setdefault(shared, shape[-2])
+    return found[max(found)] if found and found[max(found)] > 1 else None
 
 
 def _find(store: Store, pattern: re.Pattern[str], d: int) -> str | None:

@@ -221,8 +221,8 @@ def _part(
 ) -> Part:
     remarks = layer.remarks
     if layer.context is None:
-        layer = replace(layer, context=settings.context)
-        if settings.context is None:
+        layer = replace(layer, context=settings.context or embeddings.positions(checkpoint, layer))
+        if layer.context is None:
             remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")

@@ -12,6 +12,7 @@ from qkspec.attention import (
     DEFAULT_CONTEXT,
     MapIndices,
     effective_rank,
+    entropy_error,
     entropy_floor,
     map_indices,
     measured,
@@ -150,17 +151,20 @@ class Facts:
     layer: QKLayer
     spectra: Spectra
     predicted: MapIndices
+    predicted_error: F64
     logit_std: F64
     mean_diagonal: F64
 
 
 def facts(layer: QKLayer, *, seed: int = 0, found: Spectra | None = None, eigenvalues: bool = True) -> Facts:
     """Compute the spectra (unless ``found``) and the predicted map of one module. Arguments as of ``measure``."""
-    indices = map_indices(predicted_map(layer, seed=seed), causal=layer.causal)
+    maps = predicted_map(layer, seed=seed)
+    indices, error = map_indices(maps, causal=layer.causal), entropy_error(maps, causal=layer.causal)
     if "input norm" in layer.unknown and layer.qk_norm is None:
-        indices = MapIndices(*(np.full(layer.heads, np.nan) for _ in range(4)))
+        error = np.full(layer.heads, np.nan)
+        indices = MapIndices(error, error, error, error)
     found = folded_spectra(layer, eigenvalues=eigenvalues) if found is None else found
-    return Facts(layer, found, indices, logit_std(layer, found), mean_diagonal_logit(layer, found))
+    return Facts(layer, found, indices, error, logit_std(layer, found), mean_diagonal_logit(layer, found))
 
 
 def freezing_ratio(std: F64, context: int | None) -> F64:
@@ -263,6 +267,7 @@ METRICS = (
     Metric("predicted_rank", "effective rank / tokens of the predicted map", "figure 3", lambda f: f.predicted.rank),
     Metric("predicted_diagonal", "mean mass on the diagonal of the predicted map", "figure 3", lambda f: f.predicted.diagonal),
     Metric("predicted_columns", "distinct arg-max columns / tokens of the predicted map", "figure 3", lambda f: f.predicted.columns),
+    Metric("predicted_entropy_error", "Monte-Carlo standard error of predicted_entropy, which comes from one draw of at most 64 tokens", "grouped jackknife", lambda f: f.predicted_error),
 )  # fmt: skip
 
 

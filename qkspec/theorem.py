@@ -96,7 +96,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a verdict: what was measured, against which limit, and whether it holds (None: not measured)."""
+    """One condition of a verdict: what was measured, against which limit, and whether it holds (None: not measured).
+
+    ``error`` is the value's standard error where it was drawn by lot, None where it was not.
+    """
 
     name: str
     metric: str
@@ -104,6 +107,7 @@ class Condition:
     sign: str
     limit: float
     holds: bool | None
+    error: float | None = None
 
     @property
     def margin(self) -> float | None:
@@ -140,6 +144,7 @@ class _Test:
     sign: str
     values: F64
     limits: F64
+    errors: F64 | None = None
 
     def holds(self) -> Truth:
         """Whether the condition is proven; NaN is not."""
@@ -224,6 +229,7 @@ def evidence(readings: Readings, limits: Limits, row: int, random_rank: float) -
             test.sign,
             float(test.limits[0]),
             bool(test.holds()[0]) if test.known()[0] else None,
+            float(test.errors[0]) if test.errors is not None and np.isfinite(test.errors[0]) else None,
         )
         for test in _tests(one, limits, np.array([random_rank]))
     )
@@ -241,10 +247,11 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     diagonal, _ = _map_index(readings, "diagonal")
     kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
     sparse = np.array([limits.entropy, limits.embedded_entropy, limits.measured_entropy])[kinds]
+    errors = np.where(kinds == 0, readings.metric("predicted_entropy_error"), np.nan)
     tests = [
         _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),
         _Test("large", "freezing_ratio", ">=", readings.metric("freezing_ratio"), at(limits.freezing)),
-        _Test("sparse", f"{kind}_entropy", "<=", entropy, sparse),
+        _Test("sparse", f"{kind}_entropy", "<=", entropy, sparse, errors),
         _Test("low rank", f"{kind}_rank", "<=", map_rank, at(limits.map_rank)),
         _Test("diagonal", f"{kind}_diagonal", ">=", diagonal, at(limits.diagonal)),
     ]

@@ -149,3 +149,46 @@ def test_cosine_attention_uses_its_temperature():
     logits = attention.predicted_logits(layer)
     assert np.abs(logits).max() <= 7.0 + 1e-4
     assert np.abs(logits).max() > 3.5
+
+
+def jackknifed(a, causal, groups=8):
+    """The same error, by leaving tokens out of a map one group after the other."""
+    entropies = []
+    for g in range(groups):
+        stay = [i for i in range(len(a)) if i % groups != g]
+        rows = []
+        for i in stay:
+            row = [a[i][j] for j in stay if j <= i or not causal]
+            if len(row) > 1:
+                p = [w / sum(row) for w in row]
+                rows.append(-sum(w * math.log(w) for w in p if w > 0) / math.log(len(p)))
+        entropies.append(sum(rows) / len(rows))
+    mean = sum(entropies) / groups
+    return math.sqrt(sum((e - mean) ** 2 for e in entropies) * (groups - 1) / groups)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_entropy_error_against_a_naive_jackknife(causal):
+    maps = np.random.default_rng(0).dirichlet(np.full(20, 0.3), (3, 20))
+    if causal:
+        maps = np.tril(maps)
+        maps /= maps.sum(axis=2, keepdims=True)
+    found = attention.entropy_error(maps, causal=causal)
+    assert found == pytest.approx([jackknifed(a.tolist(), causal) for a in maps], rel=1e-9)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("size", [1.0, 3.0, 10.0, 100.0])
+def test_entropy_error_is_the_scatter_over_seeds(size, causal):
+    layer = collapsed_layer(size=size * 8, causal=causal)
+    maps = [attention.predicted_map(layer, seed=seed) for seed in range(60)]
+    scatter = np.std([attention.map_indices(a, causal=causal).entropy for a in maps])
+    said = np.mean([attention.entropy_error(a, causal=causal) for a in maps])
+    assert 0.7 < said / scatter < 2
+
+
+def test_entropy_error_of_what_has_none():
+    frozen = np.eye(16, dtype=np.float32)[None]
+    assert attention.entropy_error(frozen, causal=False) == pytest.approx(0.0)
+    assert np.isnan(attention.entropy_error(np.full((1, 16, 16), np.nan), causal=False)).all()
+    assert np.isnan(attention.entropy_error(np.full((1, 3, 3), 1 / 3), causal=False)).all()

@@ -52,6 +52,35 @@ def test_without_token_embeddings_there_is_nothing():
     assert embeddings.inputs(bare, random_layer(d=32)) is None
 
 
+@pytest.mark.parametrize(
+    ("tensors", "tokens"),
+    [
+        ({"pos_embed": (1, 17, 32)}, 17),
+        ({"vit.embeddings.position_embeddings": (1, 197, 32)}, 197),
+        ({"visual.positional_embedding": (50, 64), "positional_embedding": (77, 32)}, 77),
+        ({"text.positional_embedding": (77, 32), "vision.positional_embedding": (50, 32)}, 50),
+        ({"pos_embed": (1, 14, 14, 32)}, None),
+        ({"pos_embed": (1, 1, 32)}, None),
+        ({}, None),
+    ],
+)
+def test_the_table_of_positions_tells_the_tokens_of_a_row(tensors, tokens):
+    made = from_state_dict({name: np.zeros(shape, np.float32) for name, shape in tensors.items()})
+    assert embeddings.positions(made, random_layer(d=32, name="vision.blocks.0.attn")) == tokens
+
+
+def test_a_timm_vit_is_judged_at_its_own_row_length(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=48, depth=1, num_heads=3)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    found = analyze([tmp_path / "model.safetensors"], Settings(num_heads=3))
+    said = analyze([tmp_path / "model.safetensors"], Settings(num_heads=3, context=5))
+    np.testing.assert_array_equal(found.readings["freezing_ratio"], said.readings["freezing_ratio"])
+    assert not any("assumed" in remark for remark in found.checkpoints[0].remarks)
+
+
 def test_analyze_with_embeddings_judges_by_their_map(tmp_path):
     from transformers import GPT2Config, GPT2Model
 

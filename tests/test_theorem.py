@@ -133,6 +133,15 @@ def test_limits_that_make_no_sense_are_refused(wrong):
         Limits(**wrong)
 
 
+def test_evidence_names_the_error_of_what_was_drawn_by_lot():
+    values = {"predicted_entropy_error": 0.03, "predicted_entropy": 0.7}
+    found = {c.name: c for c in evidence(row(**values), Limits(), 0, 30.0)}
+    assert found["sparse"].error == pytest.approx(0.03)
+    assert found["large"].error is None
+    real = {c.name: c for c in evidence(row(**values, measured_entropy=0.9), Limits(), 0, 30.0)}
+    assert real["sparse"].error is None
+
+
 def test_evidence_names_value_and_limit():
     found = {c.name: c for c in evidence(row(**(CONCENTRATED | LARGE)), Limits(), 0, 30.0)}
     assert found["large"] == Condition("large", "freezing_ratio", 0.9, ">=", 0.45, holds=True)

@@ -69,7 +69,8 @@ def plain_number(value: float | None) -> float | int | None:
 
 def condition_document(condition: Condition) -> Json:
     """Return a condition as plain values."""
-    return {**asdict(condition), "value": plain_number(condition.value), "limit": plain_number(condition.limit)}
+    numbers = {name: plain_number(getattr(condition, name)) for name in ("value", "limit", "error")}
+    return {**asdict(condition), **numbers}
 
 
 def _run(view: RunView) -> Json:
