@@ -265,12 +265,13 @@ _AGAINST = {"≤": ">", "≥": "<"}
 
 
 def condition_text(condition: Condition) -> str:
-    """Return a condition as "κ 1.40 ≥ 0.45", the sign telling how the value lies to the limit."""
+    """Return a condition as "κ 1.40 ≥ 0.45", the sign telling how the value lies to the limit, ± before an error."""
     name, sign = SHORT.get(condition.metric, condition.metric), SIGNS.get(condition.sign, condition.sign)
     if condition.value is None:
         return f"{name} not measured"
     shown = sign if condition.holds else _AGAINST.get(sign, sign)
-    return f"{name} {number(condition.value)} {shown} {number(condition.limit)}"
+    error = "" if condition.error is None else f" ± {number(condition.error)}"
+    return f"{name} {number(condition.value)}{error} {shown} {number(condition.limit)}"
 
 
 def reasons(view: RunView, row: int) -> list[str]:
