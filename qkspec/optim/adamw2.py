@@ -9,13 +9,12 @@ from torch import Tensor
 
 from qkspec.errors import UsageError
 from qkspec.optim.bounding import Estimator, bounded_step
-from qkspec.optim.direction import moments, plain_adamw, uses_fused
+from qkspec.optim.direction import counts_on_device, moments, plain_adamw
 from qkspec.optim.readings import Reading, bound_fraction, suggest_tau, to_readings
 from qkspec.optim.roles import Role, View, choose_role, views
 from qkspec.optim.sharding import local
-from qkspec.optim.stack import Member, Stack, batch_up, stack_up
+from qkspec.optim.stack import MEMORY, Member, Stack, batch_up, stack_up
 
-_MEMORY = ("basis_u", "basis_w")
 _SMALL = 1 << 16  # elements up to which matrices of one shape are multiplied together on a CPU too
 
 
@@ -121,7 +120,7 @@ class AdamW2(torch.optim.AdamW):
         """Return torch's state dict; what is remembered is copied out of its stacks: no tensors share memory."""
         whole = super().state_dict()
         states = whole["state"].items()
-        whole["state"] = {i: {k: v.clone() if k in _MEMORY else v for k, v in s.items()} for i, s in states}
+        whole["state"] = {i: {k: v.clone() if k in MEMORY else v for k, v in s.items()} for i, s in states}
         return whole
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,7 +130,7 @@ class AdamW2(torch.optim.AdamW):
         theirs = [i for group in state_dict["param_groups"] for i in group["params"]]
         for p, i in zip(ours, theirs, strict=True):
             saved = state_dict["state"].get(i, {})
-            for name in _MEMORY:
+            for name in MEMORY:
                 if name in saved:  # torch has cast it to the parameter's dtype, which may be narrower
                     self.state[p][name] = saved[name].to(local(p).device, copy=True)
 
@@ -157,6 +156,7 @@ class AdamW2(torch.optim.AdamW):
             group["bounded_steps"] += 1
         if any(stack.cold for stacks in batches for stack in stacks):
             self._plan = None
+            self._plan_step()  # now, while the device may be waited for: the next step may be captured in a graph
         return loss
 
     def readings(self) -> tuple[Reading, ...]:
@@ -221,15 +221,15 @@ class AdamW2(torch.optim.AdamW):
         if p.grad.is_sparse or p.is_complex():
             raise UsageError(f"{member.name}: AdamW2 takes real, dense gradients only")
         _check_device(member)
-        on_device = uses_fused(group, p) or group["capturable"]
+        place = local(p).device if counts_on_device(group, p) else torch.device("cpu")
         if "exp_avg" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=local(p).device if on_device else "cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=place)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if on_device and state["step"].device != local(p).device:
-            state["step"] = state["step"].to(local(p).device)
+        if state["step"].device != place:
+            state["step"] = state["step"].to(place)
 
     def _scratch_for(self, stacks: list[Stack]) -> Tensor | None:
         """Return memory for a batch's updates on a CPU, small enough to stay in cache; elsewhere torch allocates it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from qkspec.errors import UsageError
 from qkspec.optim import sigma
-from qkspec.optim.sharding import reduce_all
+from qkspec.optim.sharding import Shard, reduce_all
 from qkspec.optim.stack import Stack
 
 _BURN_IN = 8  # passes over a matrix of which nothing is known yet
@@ -43,7 +44,7 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Norms:
-    """Spectral norms of one view of a stack, (P,) float64 each; ``upper`` is NaN unless certified."""
+    """Spectral norms of M matrices, (M,) float64 each; ``upper`` is NaN unless certified."""
 
     weight: Tensor
     update: Tensor
@@ -52,28 +53,24 @@ class Norms:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One view of a stack in one step; update (P, m, n), weights P of (m, n)."""
+    """One view of a stack in one step: update (P, m, n), weights P of (m, n), step (P,) of the probe stream."""
 
     stack: Stack
     j: int
     update: Tensor
     weights: list[Tensor]
+    step: Tensor
     renew: bool
-
-    @property
-    def group(self) -> Any:
-        """The ranks over which sums must be completed, or None."""
-        return self.stack.shard.group if self.stack.shard else None
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """A matrix stack (P, m, n), its probes (P, k, n), and the buffer (P, b, n) that remembers the best."""
+class _Job:
+    """A stack of matrices to pass over: a (P, m, n), keys and step (P,) of its probes, memory (P, 1 + b, n)."""
 
     a: Tensor
-    x: Tensor
-    basis: Tensor
-    group: Any
+    keys: Tensor
+    step: Tensor
+    memory: Tensor
 
 
 def bounded_step(
@@ -108,41 +105,33 @@ def bounded_step(
         mine = None if scratch is None else scratch[used : used + stack.elements]
         ends.append(stack.directions(state, scaler, mine))
         used += stack.elements
+    now = torch.stack([state[m.param]["step"] for stack in stacks for m in stack.members])
+    now = now.to(ends[0].device, torch.int64, non_blocking=True)
     entries = []
-    for stack, end in zip(stacks, ends, strict=True):
+    for stack, end, step in zip(stacks, ends, now.split_with_sizes([len(s.members) for s in stacks]), strict=True):
         renew = renew_all or stack.cold or not how.warm or stack.group["bounded_steps"] % how.refresh == 0
         for j, view in enumerate(stack.views):
-            entries.append(_Entry(stack, j, sigma.matrix(view, end), stack.weights(view), renew))
-    now = torch.stack([state[m.param]["step"] for e in entries for m in e.stack.members])
-    now = now.to(entries[0].update.device, torch.int64)
-    steps = now.split_with_sizes([len(e.stack.members) for e in entries])
-    norms = _paper_norms(entries, steps, how) if how.paper else _block_norms(entries, steps, how)
-    records = _rates(entries, norms, how, scaler)
-    done = []
-    for stack, end in zip(stacks, ends, strict=True):
-        own = [r for r, e in zip(records, entries, strict=True) if e.stack is stack]
-        done.append(torch.cat(own))
-        stack.apply(end, done[-1][:, 4].to(end.dtype))
-    return done
+            entries.append(_Entry(stack, j, sigma.matrix(view, end), stack.weights(view), step, renew))
+    norms = _paper_norms(entries, how) if how.paper else _block_norms(entries, how)
+    records = _rates(stacks, norms, how, scaler)
+    rates = records[:, 4].to(ends[0].dtype)
+    sizes = [stack.matrices for stack in stacks]
+    for stack, end, rate in zip(stacks, ends, rates.split_with_sizes(sizes), strict=True):
+        stack.apply(end, rate)
+    return list(records.split_with_sizes(sizes))
 
 
-def _rates(
-    entries: Sequence[_Entry], norms: Sequence[Norms], how: Estimator, scaler: dict[str, Tensor]
-) -> list[Tensor]:
-    """Return each entry's (P, 7) record: all entries of a parameter group in one go."""
-    records: list[Tensor] = [n.weight for n in norms]
-    groups: dict[int, list[int]] = {}
-    for i, e in enumerate(entries):
-        groups.setdefault(id(e.stack.group), []).append(i)
-    for at in groups.values():
-        stack = entries[at[0]].stack
-        whole = Norms(*(torch.cat([getattr(norms[i], n) for i in at]) for n in ("weight", "update", "upper")))
-        sizes = torch.cat([entries[i].stack.sizes[entries[i].j] for i in at])
-        found = truncate(whole, stack.group, sizes, stack.stretch, certified=how.certified, scaler=scaler)
-        split = found.split_with_sizes([norms[i].weight.shape[0] for i in at])
-        for i, record in zip(at, split, strict=True):
-            records[i] = record
-    return records
+def _rates(stacks: Sequence[Stack], norms: Norms, how: Estimator, scaler: dict[str, Tensor]) -> Tensor:
+    """Return the (M, 7) records of all matrices: those of a parameter group, which are neighbours, in one go."""
+    records, at = [], 0
+    for _, some in groupby(stacks, lambda stack: id(stack.group)):
+        alike = list(some)
+        sizes = torch.cat([stack.sizes.flatten() for stack in alike])
+        here = slice(at, at := at + len(sizes))
+        whole = Norms(norms.weight[here], norms.update[here], norms.upper[here])
+        first = alike[0]
+        records.append(truncate(whole, first.group, sizes, first.stretch, certified=how.certified, scaler=scaler))
+    return records[0] if len(records) == 1 else torch.cat(records)
 
 
 def truncate(
@@ -176,89 +165,124 @@ def truncate(
     return torch.stack([norms.weight, update, upper, lr, alpha, bound.double(), (norms.weight < floor).double()], -1)
 
 
-def _paper_norms(entries: Sequence[_Entry], steps: Sequence[Tensor], how: Estimator) -> list[Norms]:
+def _paper_norms(entries: Sequence[_Entry], how: Estimator) -> Norms:
     """The paper's estimate: both norms by K cold power iterations, every step."""
-    norms = []
-    for e, step in zip(entries, steps, strict=True):
+    weights, updates, uppers = [], [], []
+    for e in entries:
         n = e.update.shape[-1]
-        x_u = sigma.fresh(e.stack.keys_u[e.j], step, 1, n)[:, 0]
-        x_w = sigma.fresh(e.stack.keys_w[e.j], step, 1, n)[:, 0]
-        update = sigma.power_iteration(e.update, x_u, how.power_iters)
-        weight = sigma.power_iteration(torch.stack(e.weights), x_w, how.power_iters)
-        upper = sigma.schatten8(sigma.inner(e.update)) if how.certified else torch.full_like(update, torch.nan)
-        norms.append(Norms(weight, update, upper))
-    return norms
+        x_u = sigma.fresh(e.stack.keys_u[e.j], e.step, 1, n)[:, 0]
+        x_w = sigma.fresh(e.stack.keys_w[e.j], e.step, 1, n)[:, 0]
+        updates.append(sigma.power_iteration(e.update, x_u, how.power_iters))
+        weights.append(sigma.power_iteration(torch.stack(e.weights), x_w, how.power_iters))
+        if how.certified:
+            uppers.append(sigma.schatten8(sigma.inner(e.update)))
+    update = torch.cat(updates)
+    return Norms(torch.cat(weights), update, torch.cat(uppers) if uppers else torch.full_like(update, torch.nan))
 
 
-def _block_norms(entries: Sequence[_Entry], steps: Sequence[Tensor], how: Estimator) -> list[Norms]:
+def _block_norms(entries: Sequence[_Entry], how: Estimator) -> Norms:
     """Ritz estimates from remembered and fresh probes; weights between their passes by ‖Wv‖."""
-    cold = entries[0].stack.cold or not how.warm
-    rounds = max(_BURN_IN, how.power_iters) if entries[0].stack.cold and how.warm else how.power_iters
-    renewed = [e for e in entries if e.renew]
+    first = entries[0].stack
+    rounds = max(_BURN_IN, how.power_iters) if first.cold and how.warm else how.power_iters
     tracked = [e for e in entries if not e.renew]
-    stacked = [torch.stack(e.weights) for e in renewed]
-    keys = torch.cat([e.stack.keys_u[e.j] for e in entries] + [e.stack.keys_w[e.j] for e in renewed])
-    when = torch.cat([*steps, *(step for step, e in zip(steps, entries, strict=True) if e.renew)])
-    sources = [(e.update, e.stack.basis_u[:, e.j], e.group) for e in entries]
-    sources += [(w, e.stack.basis_w[:, e.j], e.group) for w, e in zip(stacked, renewed, strict=True)]
+    jobs = [_Job(e.update, e.stack.keys_u[e.j], e.step, e.stack.basis_u[e.j]) for e in entries]
+    jobs += [
+        _Job(torch.stack(e.weights), e.stack.keys_w[e.j], e.step, e.stack.basis_w[e.j]) for e in entries if e.renew
+    ]
     found: list[Tensor] = []
     sums: list[Tensor] = []
     for r in range(rounds):
-        probes = _probes(sources, keys + r * 0x85EBCA6B, when, how.block, cold=cold and r == 0)
         extra = []
         if r == rounds - 1:
-            extra = [(sigma.image_norm2(e.weights, e.stack.basis_w[:, e.j, 0]), e.group) for e in tracked]
-            extra += [(sigma.inner(e.update, whole=e.group is None), e.group) for e in entries] if how.certified else []
-        found, sums = _measure(probes, extra)
-    weights = dict(zip(map(id, renewed), found[len(entries) :], strict=True))
-    weights |= dict(zip(map(id, tracked), (s.sqrt() for s in sums[: len(tracked)]), strict=True))
-    if how.certified:
-        uppers = [sigma.schatten8(g) for g in sums[len(tracked) :]]
-    else:
-        unknown = torch.full_like(torch.cat(found[: len(entries)]), torch.nan)
-        uppers = list(unknown.split_with_sizes([e.update.shape[0] for e in entries]))
-    return [Norms(weights[id(e)], found[i], uppers[i]) for i, e in enumerate(entries)]
+            extra = [sigma.image_norm2(e.weights, e.stack.basis_w[e.j][:, 0]) for e in tracked]
+            extra += [_inner(e) for e in entries] if how.certified else []
+        cold = r == 0 and (first.cold or not how.warm)
+        found, sums = _measure(jobs, extra, how.block, r, first.shard, cold=cold)
+    update, renewed, measured = torch.cat(found[: len(entries)]), iter(found[len(entries) :]), sums[: len(tracked)]
+    kept = iter(torch.cat(measured).sqrt().split_with_sizes([len(s) for s in measured]) if tracked else ())
+    weight = torch.cat([next(renewed if e.renew else kept) for e in entries])
+    uppers = [sigma.schatten8(gram) for gram in sums[len(tracked) :]]
+    return Norms(weight, update, torch.cat(uppers) if uppers else torch.full_like(update, torch.nan))
 
 
-def _probes(
-    sources: Sequence[tuple[Tensor, Tensor, Any]], keys: Tensor, steps: Tensor, block: int, *, cold: bool
-) -> list[_Probe]:
-    """Return each matrix with what is remembered of it and fresh probes; a narrow one with the whole identity."""
-    widest = max(a.shape[-1] for a, _, _ in sources)
-    news = sigma.fresh(keys, steps, 2 * block if cold else block, widest).split_with_sizes(
-        [a.shape[0] for a, _, _ in sources]
-    )
-    probes = []
-    for (a, basis, group), new in zip(sources, news, strict=True):
-        n = a.shape[-1]
-        if n <= 2 * block:
-            x = torch.eye(n, dtype=basis.dtype, device=a.device).expand(a.shape[0], n, n)
-        else:
-            x = new[..., :n].to(basis.dtype) if cold else torch.cat([basis, new[..., :n].to(basis.dtype)], 1)
-        probes.append(_Probe(a, x, basis, group))
-    return probes
+def _inner(e: _Entry) -> Tensor:
+    """Return this rank's summand of a'a, or of a a' where that is smaller: its rows of it, for which all are needed."""
+    a, shard, m = e.update, e.stack.shard, e.stack.heights[e.j]
+    if shard is None:
+        return sigma.inner(a)
+    if m >= a.shape[-1]:
+        return a.mT @ a
+    first, rows = e.stack.firsts[e.j], a.shape[-2]
+    gram = a.new_zeros(a.shape[0], m, m)
+    for one, part in zip(gram, a, strict=True):  # one at a time: a whole update is as large as its parameter
+        whole = part.new_zeros(m, part.shape[-1])
+        whole[first : first + rows] = part
+        (whole,) = reduce_all([whole], shard)
+        one[first : first + rows] = part @ whole.mT
+    return gram
 
 
-def _measure(probes: Sequence[_Probe], extra: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+def _measure(
+    jobs: Sequence[_Job], extra: Sequence[Tensor], block: int, r: int, shard: Shard | None, *, cold: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """Pass once over every matrix and update what is remembered; one reduction completes all sums.
 
+    Only the passes themselves are a product for each job; the rest goes by the number of columns, or all at once.
+
+    Args:
+        jobs: what to pass over.
+        extra: summands of this rank, to be completed.
+        block: fresh probes a matrix.
+        r: which pass of this step.
+        shard: the ranks that share the rows, or None.
+        cold: nothing is remembered yet.
+
     Returns:
-        σ (P,) of each probe's matrix, and the extra sums, completed.
+        σ (P,) of each job, and the extra sums, completed.
     """
-    passed = [sigma.products(p.a, p.x) for p in probes]
-    partial = [t for pair in passed for t in pair] + [t for t, _ in extra]
-    groups = [p.group for p in probes for _ in range(2)] + [group for _, group in extra]
-    whole = reduce_all(partial, groups)
-    grams, ys, sums = whole[0 : 2 * len(probes) : 2], whole[1 : 2 * len(probes) : 2], whole[2 * len(probes) :]
-    found: list[Tensor] = [probes[0].x] * len(probes)
-    kinds: dict[tuple[int, int, torch.dtype], list[int]] = {}
-    for i, p in enumerate(probes):
-        kinds.setdefault((p.x.shape[1], p.basis.shape[1], p.x.dtype), []).append(i)
-    for (_, keep, dtype), at in kinds.items():  # every Ritz problem of one size in one call, whatever its matrix
-        gram, image = torch.cat([grams[i] for i in at]), torch.cat([ys[i] @ ys[i].mT for i in at])
-        values, chosen = sigma.ritz(gram, image, keep, 1e-6 if dtype == torch.float32 else 1e-12)
-        sizes = [probes[i].a.shape[0] for i in at]
-        for i, value, choice in zip(at, values.split_with_sizes(sizes), chosen.split_with_sizes(sizes), strict=True):
-            found[i] = value
-            probes[i].basis.copy_(sigma.remember(choice, ys[i], probes[i].x))
-    return found, sums
+    widths: dict[int, list[_Job]] = {}
+    for job in jobs:
+        widths.setdefault(job.a.shape[-1], []).append(job)
+    alike = list(widths.values())
+    probes = _probes(alike, block, r, cold=cold)
+    grams, ys = [], []
+    for some, (x, _) in zip(alike, probes, strict=True):
+        parts = x.split_with_sizes([len(job.a) for job in some])
+        passed = [sigma.products(job.a, part) for job, part in zip(some, parts, strict=True)]
+        grams += [gram for gram, _ in passed]
+        ys.append(torch.cat([y for _, y in passed]).double())
+    gram, *rest = reduce_all([torch.cat(grams), *ys, *extra], shard)
+    ys, sums = rest[: len(ys)], rest[len(ys) :]
+    image = torch.cat([y @ y.mT for y in ys])
+    values, chosen = sigma.ritz(gram, image, block, 1e-6 if probes[0][0].dtype == torch.float32 else 1e-12)
+    goals, news = list[Tensor](), list[Tensor]()
+    for some, (_, before), y, part in zip(
+        alike, probes, ys, chosen.split_with_sizes([len(y) for y in ys]), strict=True
+    ):
+        goals += [job.memory for job in some]
+        news += sigma.remember(part, y, before).split_with_sizes([len(job.a) for job in some])
+    torch._foreach_copy_(goals, news)
+    order = [job for some in alike for job in some]
+    found = dict(zip(map(id, order), values.split_with_sizes([len(job.a) for job in order]), strict=True))
+    return [found[id(job)] for job in jobs], sums
+
+
+def _probes(alike: Sequence[Sequence[_Job]], block: int, r: int, *, cold: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return for jobs of equally many columns their 2 b probes (M, 2 b, n), and what they remember (M, 1 + b, n).
+
+    The probes are those remembered and fresh ones, all fresh ones from cold, and for narrow matrices the whole space.
+    """
+    jobs = [job for some in alike for job in some]
+    keys = torch.cat([job.keys for job in jobs]) + r * 0x85EBCA6B
+    count, widest = (2 * block if cold else block), max(job.a.shape[-1] for job in jobs)
+    fresh = sigma.fresh(keys, torch.cat([job.step for job in jobs]), count, widest)
+    probes = []
+    for some, new in zip(alike, fresh.split_with_sizes([sum(len(j.a) for j in some) for some in alike]), strict=True):
+        n, dtype = some[0].a.shape[-1], some[0].memory.dtype
+        memory = torch.cat([job.memory for job in some])
+        if n <= 2 * block:
+            x = torch.eye(2 * block, n, dtype=dtype, device=new.device).expand(len(new), -1, -1)
+        else:
+            x = new[..., :n].to(dtype) if cold else torch.cat([memory[:, 1:], new[..., :n].to(dtype)], 1)
+        probes.append((x, x[:, : 1 + block] if cold else memory))
+    return probes

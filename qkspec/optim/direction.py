@@ -49,6 +49,11 @@ def uses_fused(group: dict[str, Any], p: Tensor) -> bool:
     return group["foreach"] is None and p.device.type in ("cpu", "cuda") and p.is_floating_point()
 
 
+def counts_on_device(group: dict[str, Any], p: Tensor) -> bool:
+    """Whether torch's kernels want the step count beside the parameter; else they want it on the host."""
+    return uses_fused(group, p) or bool(group["capturable"])
+
+
 def direction(m: Moments, group: dict[str, Any]) -> Tensor:
     """Return Adam's update m̂ / (√v̂ + ε), or m̂ / √(v̂ + ε) with eps_mode "inside" (P, algorithm 1, line 5)."""
     beta1, beta2 = group["betas"]

@@ -104,16 +104,17 @@ class Observer:
         """Return σ₁ (1,) from remembered and fresh probes; eight passes the first time, then one."""
         n, at = a.shape[-1], (i, j, use)
         keys = torch.tensor([sigma.key(self._seed, i, j, use)], device=a.device)
-        keep = min(self._block, n)
         found = a.new_zeros(1)
         for r in range(1 if at in self._basis else 8):
             new = sigma.fresh(keys + r, torch.tensor(self._step, device=a.device), 2 * self._block, n).to(a.dtype)
-            x = torch.cat([self._basis[at], new[:, : self._block]], 1) if at in self._basis else new
+            before = self._basis.get(at)
+            x = new if before is None else torch.cat([before[:, 1:], new[:, : self._block]], 1)
             if n <= 2 * self._block:
-                x = torch.eye(n, dtype=a.dtype, device=a.device)[None]
+                x = torch.eye(2 * self._block, n, dtype=a.dtype, device=a.device)[None]
             gram, y = sigma.products(a, x)
-            found, chosen = sigma.ritz(gram, y @ y.mT, keep, 1e-6 if a.dtype == torch.float32 else 1e-12)
-            self._basis[at] = sigma.remember(chosen, y, x)
+            y = y.double()
+            found, chosen = sigma.ritz(gram, y @ y.mT, self._block, 1e-6 if a.dtype == torch.float32 else 1e-12)
+            self._basis[at] = sigma.remember(chosen, y, x[:, : 1 + self._block] if before is None else before)
         return found
 
 

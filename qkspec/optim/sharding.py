@@ -84,18 +84,26 @@ def _local_view(view: View, shard: Shard) -> View:
     return replace(view, start=first, size=last - first)
 
 
-def reduce_all(tensors: list[Tensor], groups: Sequence[Any]) -> list[Tensor]:
-    """Sum tensors over the ranks of their groups: one packed float64 buffer and one all-reduce a group.
+def first_row(view: View, shard: Shard | None) -> int:
+    """Return which row of a view's whole matrix is the first one here (its height, where none is)."""
+    if shard is None:
+        return 0
+    if view.size < 0 or view.dim == 1:
+        return shard.offset
+    return min(max(shard.offset - view.start, 0), view.size)
+
+
+def reduce_all(tensors: list[Tensor], shard: Shard | None) -> list[Tensor]:
+    """Sum tensors of any shapes and dtypes over the ranks of a shard: one packed buffer and one all-reduce.
 
     Args:
-        tensors: of any shapes and dtypes.
-        groups: for each tensor the process group that holds the other summands, or None.
+        tensors: summed in single precision where all are, else in double; returned in their own.
+        shard: names the ranks; None where all is here already.
     """
-    whole = list(tensors)
-    for group in {id(g): g for g in groups if g is not None}.values():
-        at = [i for i, g in enumerate(groups) if g is group]
-        buffer = torch.cat([tensors[i].double().flatten() for i in at])
-        dist.all_reduce(buffer, group=group)
-        for i, part in zip(at, buffer.split_with_sizes([tensors[i].numel() for i in at]), strict=True):
-            whole[i] = part.view(tensors[i].shape).to(tensors[i].dtype)
-    return whole
+    if shard is None:
+        return tensors
+    wide = torch.float32 if all(t.dtype == torch.float32 for t in tensors) else torch.float64
+    buffer = torch.cat([t.to(wide).flatten() for t in tensors])
+    dist.all_reduce(buffer, group=shard.group)
+    parts = buffer.split_with_sizes([t.numel() for t in tensors])
+    return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from qkspec.optim.roles import View
 
 _MASK = 0xFFFFFFFF
+_TINY = 1e-300  # in place of a zero below a fraction
 _NOISE = 1e-8  # of ‖y‖²: single precision leaves directions below 1e-7 of ‖y‖ undetermined
 
 
@@ -80,19 +81,19 @@ def _mix(x: Tensor) -> Tensor:
 def products(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Pass once over a matrix on both sides: z = x a', y = z a.
 
-    With the rows of a divided among ranks, z' is divided likewise and the ranks' y add up.
+    With the rows of a divided among ranks, z' is divided likewise and the ranks' results add up.
 
     Args:
         a: (views, m, n).
         x: (views, k, n) probes.
 
     Returns:
-        z' z of the images, (views, k, k) float64, and y, (views, k, n) float64.
+        z' z of the images, (views, k, k) float64, and y, (views, k, n) in the matrix's precision.
     """
     z = x.to(a.dtype) @ a.mT
     y = z @ a
     z = z.double()
-    return z @ z.mT, y.double()
+    return z @ z.mT, y
 
 
 def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, Tensor]:
@@ -100,24 +101,23 @@ def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, 
 
     The pencil (y y', z' z) is whitened by a Cholesky factor, slightly shifted so that parallel probes do no harm; its
     leading vector comes from repeated squaring, which needs neither an eigensolver nor the host. σ is the exact
-    quotient of that vector, so it is never above σ₁. The remembered probes take one step of block iteration
-    with the eighth power of the whitened form, which lets the fresh ones in. Their span does not depend on which vector
-    led: two leading values that are close would turn a rounding error into another vector, and the span would carry it
-    on from step to step.
+    quotient of that vector, so it is never above σ₁. The probes to go on with take one step of block iteration with the
+    eighth power of the whitened form, which lets the fresh ones in. Their span does not depend on which vector led: two
+    leading values that are close would turn a rounding error into another vector, and the span would carry it on from
+    step to step.
 
     Args:
         gram: (views, k, k) z' z, float64.
         image: (views, k, k) y y', float64.
-        keep: how many probes to remember, at most k.
+        keep: how many probes to go on with, at most k.
         shift: relative to the probes' norms; above the rounding of the products.
 
     Returns:
-        σ (views,), at most σ₁: the largest ‖a'u‖/‖u‖ over u in the span of the images; and (views, k, keep), the
-        combinations of the rows of y to probe with next time, of which the first is nearest to σ's vector; a column
-        is zero where the matrix is of too low a rank to tell. Both float64.
+        σ (views,), at most σ₁: the largest ‖a'u‖/‖u‖ over u in the span of the images; and (views, k, 1 + keep)
+        combinations of the rows of y, first σ's own vector, then the probes for next time, a column of which is zero
+        where the matrix is of too low a rank to tell. Both float64.
     """
-    size = gram.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(size > 0, size.rsqrt(), size)[..., None]
+    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()[..., None]
     both = scale * scale.mT
     whole, seen = gram * both, image * both
     k = gram.shape[-1]
@@ -128,18 +128,16 @@ def ritz(gram: Tensor, image: Tensor, keep: int, shift: float) -> tuple[Tensor, 
     power = _squared(_unit_trace(_squared(eighth, 2)), 5)  # the quotient of the 1024th power is σ² to 2e-4 at worst
     strongest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, k, 1)
     chosen = torch.cat([power.gather(-1, strongest), eighth[..., :keep]], -1)
-    chosen = normalize(torch.linalg.solve_triangular(factor.mT, chosen, upper=True), dim=-2, eps=1e-300)
+    chosen = normalize(torch.linalg.solve_triangular(factor.mT, chosen, upper=True), dim=-2, eps=_TINY)
     reach = seen @ chosen
-    top = chosen[..., :1]
+    top, span = chosen.split_with_sizes([1, keep], -1)
     above, below = (top.mT @ reach[..., :1])[:, 0, 0], (top.mT @ whole @ top)[:, 0, 0]
-    found = torch.where(below == 0, below, above / below).sqrt()
-    return found, _orthonormal(chosen[..., 1:], reach) * scale
+    return (above / below.clamp_min(_TINY)).sqrt(), torch.cat([top, _orthonormal(span, reach[..., 1:])], -1) * scale
 
 
 def _unit_trace(a: Tensor) -> Tensor:
     """Divide by the trace: the leading eigenvalue is then at least 1/k, and its 32nd power far from underflow."""
-    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    return a / torch.where(trace > 0, trace, 1.0)
+    return a / a.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(_TINY)[:, None, None]
 
 
 def _squared(a: Tensor, times: int) -> Tensor:
@@ -149,40 +147,34 @@ def _squared(a: Tensor, times: int) -> Tensor:
 
 
 def _orthonormal(span: Tensor, reach: Tensor) -> Tensor:
-    """Return combinations that span the same rows of y, orthonormal in y y', the first nearest to the leading vector.
+    """Return combinations that span the same rows of y, orthonormal in y y'.
 
     A direction of which less than 1e-4 is left may be nothing but rounding: zero.
 
     Args:
         span: (views, k, keep).
-        reach: y y' times the leading vector and the columns of span, (views, k, 1 + keep).
+        reach: y y' times span.
     """
     gram = span.mT @ reach
-    noise = _NOISE * gram[..., 1:].diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    noise = torch.where(noise > 0, noise, 1.0)
-    factor = torch.linalg.cholesky_ex(gram[..., 1:] + torch.diag_embed(noise.expand(-1, span.shape[-1]))).L
+    noise = (_NOISE * gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)).clamp_min(_TINY)
+    factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(noise.expand(-1, span.shape[-1]))).L
     kept = factor.diagonal(dim1=-2, dim2=-1).square() > 4 * noise
-    both = torch.linalg.solve_triangular(factor, torch.cat([span.mT, gram[..., :1]], -1), upper=False)
-    rows, mirror = (both * kept[..., None]).split_with_sizes([span.shape[-2], 1], -1)
-    length = torch.linalg.vector_norm(mirror, dim=-2)  # Householder: the first row is turned to the leading vector
-    mirror = mirror.clone()
-    mirror[:, 0] += length.copysign(mirror[:, 0])
-    mirror = normalize(mirror, dim=-2, eps=1e-300)
-    turned: Tensor = rows - 2 * mirror @ (mirror.mT @ rows)
-    return turned.mT
+    rows = torch.linalg.solve_triangular(factor, span.mT, upper=False)
+    combined: Tensor = (rows * kept[..., None]).mT
+    return combined
 
 
-def remember(chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Return the next probes, (views, keep, n) unit vectors; one that the matrix would erase stays as it was.
+def remember(chosen: Tensor, y: Tensor, before: Tensor) -> Tensor:
+    """Return σ's vector and the next probes, (views, 1 + keep, n) unit vectors of a stack of matrices.
 
     Args:
-        chosen: (views, k, keep) from ``ritz``.
-        y: (views, k, n) from ``products``.
-        x: (views, k, n) this time's probes.
+        chosen: (views, k, 1 + keep) from ``ritz``.
+        y: (views, k, n) from ``products``, float64.
+        before: (views, 1 + keep, n) what was remembered so far; a vector that the matrix would erase stays as it was.
     """
-    rows = (chosen.mT @ y).add_(x[:, : chosen.shape[-1]], alpha=1e-150)  # too little to show, unless there is nothing
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return (rows / length).to(x.dtype)
+    rows = (chosen.mT @ y).add_(before, alpha=1e-150)  # too little to show, unless there is nothing else
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(_TINY)
+    return (rows / length).to(before.dtype)
 
 
 def power_iteration(a: Tensor, x: Tensor, iterations: int) -> Tensor:
@@ -215,14 +207,9 @@ def image_norm2(matrices: Sequence[Tensor], v: Tensor) -> Tensor:
     return length.square()
 
 
-def inner(a: Tensor, *, whole: bool = True) -> Tensor:
-    """Return a'a (views, n, n), or a a' (views, m, m) where that is smaller, in the matrix's precision.
-
-    Args:
-        a: (views, m, n).
-        whole: all rows are here; where they are divided among ranks it is always a'a, since those results add up.
-    """
-    return a @ a.mT if whole and a.shape[-2] < a.shape[-1] else a.mT @ a
+def inner(a: Tensor) -> Tensor:
+    """Return a'a (views, n, n), or a a' (views, m, m) where that is smaller, in the matrix's precision."""
+    return a @ a.mT if a.shape[-2] < a.shape[-1] else a.mT @ a
 
 
 def schatten8(gram: Tensor) -> Tensor:
@@ -234,7 +221,7 @@ def schatten8(gram: Tensor) -> Tensor:
         (views,) float64, with a margin for the rounding of the products.
     """
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    unit = gram / torch.where(trace > 0, trace, torch.ones_like(trace))[..., None, None]
+    unit = gram / trace.clamp_min(torch.finfo(gram.dtype).tiny)[..., None, None]
     fourth: Tensor = torch.linalg.matrix_norm(unit @ unit).double()
     return trace.double().sqrt() * fourth.pow(0.25) * (1 + margin(gram.dtype))
 

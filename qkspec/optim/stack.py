@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkspec.optim.direction import Moments, moments, write_directions
+from qkspec.optim.direction import Moments, counts_on_device, moments, write_directions
 from qkspec.optim.roles import View
-from qkspec.optim.sharding import Shard, local, local_views, shard_of
+from qkspec.optim.sharding import Shard, first_row, local, local_views, shard_of
 from qkspec.optim.sigma import cut, key, matrix
 
+MEMORY = ("basis_u", "basis_w")  # of a parameter's state: what is remembered of update and weight
 _CACHE = 3 << 20  # elements of updates in flight at a time on a CPU: 12 MB in single precision
 
 
@@ -29,15 +30,18 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Members bounded together. Shapes: members P, views V, remembered probes b, columns n.
+    """Members bounded together. Shapes: members P, views V, probes b, columns n.
 
     Args:
         members: P parameters with a gradient.
         views: V cuts of the local rows, the same for every member.
         shape: (rows, columns) of the local part.
         shard: the ranks that share the rows, or None.
+        heights: rows of each view's whole matrix.
+        firsts: which of them is the first one here.
         keys_u, keys_w: (V, P) int64 keys of the probe streams.
-        basis_u, basis_w: (P, V, b, n) what is remembered of update and weight; each member's state holds a slice.
+        basis_u, basis_w: (V, P, 1 + b, n) remembered of update and weight: the leading Ritz vector and the probes;
+            each member's state holds its slice.
         sizes: (V, P) √m + √n of the whole matrix, float64, the unit of the floor.
         cold: nothing is remembered yet.
     """
@@ -46,6 +50,8 @@ class Stack:
     views: tuple[View, ...]
     shape: tuple[int, int]
     shard: Shard | None
+    heights: tuple[int, ...]
+    firsts: tuple[int, ...]
     keys_u: Tensor
     keys_w: Tensor
     basis_u: Tensor
@@ -62,6 +68,11 @@ class Stack:
     def names(self) -> tuple[str, ...]:
         """Names of the bounded matrices, view after view."""
         return tuple(member.views[j].name for j in range(len(self.views)) for member in self.members)
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices are bounded, V P."""
+        return len(self.views) * len(self.members)
 
     @property
     def elements(self) -> int:
@@ -136,23 +147,36 @@ def stack_up(
     for member in members:
         p = member.param
         cuts = tuple((v.dim, v.units, v.start, v.size) for v in member.views)
-        kind: tuple[Any, ...] = (id(member.group), p.device, p.dtype, tuple(p.shape), cuts, "basis_u" in state[p])
+        cold = _recall(member, state[p], block)
+        kind: tuple[Any, ...] = (id(member.group), p.device, p.dtype, tuple(p.shape), cuts, cold)
         shard = shard_of(p, member.name)
         kind += (id(shard.group) if shard else None, member.ordinal if alone(p) else None)
         kinds.setdefault(kind, []).append(member)
-    return [_stack(tuple(alike), state, block, seed) for alike in kinds.values()]
+    return [_stack(tuple(alike), state, seed, cold=kind[5]) for kind, alike in kinds.items()]
+
+
+def _recall(member: Member, state: dict[str, Any], block: int) -> bool:
+    """See to it that the state has room for what is remembered; return whether nothing is, as it is now cut."""
+    p = local(member.param)
+    wanted = (len(member.views), 1 + block, _sides(member.views[0], _flat(member.param.shape))[1])
+    if all(use in state and state[use].shape == wanted for use in MEMORY):
+        return False
+    exact = torch.float64 if p.dtype == torch.float64 else torch.float32
+    state.update({use: torch.zeros(wanted, dtype=exact, device=p.device) for use in MEMORY})
+    return True
 
 
 def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
     """Sort stacks into batches, each one call of the bounded step.
 
     A CPU takes as much at a time as its cache holds, so that the update is still there when it is applied; elsewhere,
-    and where sharded, a batch is everything there is, for few launches and a single reduction.
+    and where sharded, a batch is everything that the same ranks share, for few launches and a single reduction.
     """
     batches: dict[tuple[Any, ...], list[list[Stack]]] = {}
     for stack in stacks:
         p = local(stack.members[0].param)
-        bunch = batches.setdefault((p.device, p.dtype, stack.cold, stack.shard is None), [[]])
+        ranks = id(stack.shard.group) if stack.shard else None
+        bunch = batches.setdefault((p.device, p.dtype, stack.cold, ranks, counts_on_device(stack.group, p)), [[]])
         limited = p.device.type == "cpu" and stack.shard is None
         if limited and bunch[-1] and sum(s.elements for s in bunch[-1]) + stack.elements > _CACHE:
             bunch.append([])
@@ -160,29 +184,32 @@ def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
     return [batch for bunch in batches.values() for batch in bunch]
 
 
-def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], block: int, seed: int) -> Stack:
-    p = members[0].param
-    here, shard = local(p), shard_of(p, members[0].name)
-    shape = _flat(here.shape)
-    views = local_views(members[0].views, shard)
-    whole = _flat(p.shape)
-    sides = [_sides(view, whole) for view in members[0].views]
-    n = sides[0][1]
-    cold = "basis_u" not in state[p]
-    exact = torch.float64 if p.dtype == torch.float64 else torch.float32
-    for member in members if cold else ():
-        for use in ("basis_u", "basis_w"):
-            state[member.param][use] = torch.zeros(len(views), min(block, n), n, dtype=exact, device=here.device)
-    bases = [torch.stack([state[member.param][use] for member in members]) for use in ("basis_u", "basis_w")]
+def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], seed: int, *, cold: bool) -> Stack:
+    cuts, p = members[0].views, members[0].param
+    device, shard = local(p).device, shard_of(p, members[0].name)
+    sides = [_sides(view, _flat(p.shape)) for view in cuts]
+    bases = [torch.stack([state[member.param][use] for member in members], 1) for use in MEMORY]
     for i, member in enumerate(members):  # the state holds views, so that what is remembered is saved with it
-        state[member.param]["basis_u"], state[member.param]["basis_w"] = bases[0][i], bases[1][i]
+        state[member.param].update({use: basis[:, i] for use, basis in zip(MEMORY, bases, strict=True)})
     keys = [
-        torch.tensor([[key(seed, m.ordinal, j, use) for m in members] for j in range(len(views))], device=here.device)
+        torch.tensor([[key(seed, m.ordinal, j, use) for m in members] for j in range(len(cuts))], device=device)
         for use in ("update", "weight")
     ]
     units = [[sqrt(m) + sqrt(n)] * len(members) for m, n in sides]
-    sizes = torch.tensor(units, dtype=torch.float64, device=here.device)
-    return Stack(members, views, shape, shard, keys[0], keys[1], bases[0], bases[1], sizes, cold)
+    return Stack(
+        members=members,
+        views=local_views(cuts, shard),
+        shape=_flat(local(p).shape),
+        shard=shard,
+        heights=tuple(m for m, _ in sides),
+        firsts=tuple(first_row(view, shard) for view in cuts),
+        keys_u=keys[0],
+        keys_w=keys[1],
+        basis_u=bases[0],
+        basis_w=bases[1],
+        sizes=torch.tensor(units, dtype=torch.float64, device=device),
+        cold=cold,
+    )
 
 
 def _flat(shape: Sequence[int]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from qkspec.optim.bounding import Norms, truncate
 VIEWS = (
     "view", "reshape", "unbind", "select", "slice", "expand", "transpose", "permute", "detach", "split", "narrow",
     "unsqueeze", "squeeze", "alias", "diagonal", "as_strided", "_unsafe_view", "t", "unflatten", "lift_fresh", "empty",
-    "split_with_sizes", "empty_like", "_to_copy_view",
+    "split_with_sizes", "empty_like", "_record_function_enter_new",
+    "_record_function_exit",
 )  # fmt: skip
 SYNCS = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select")
 
@@ -42,16 +43,17 @@ def gpt2(layers=12, d=48):
     return named
 
 
-def test_a_step_on_gpt2_is_few_operations_and_never_waits():
-    opt = AdamW2(gpt2().items(), batched=True, fused=True, capturable=True)
-    for _ in range(3):
-        opt.step()
-    with Count() as count:
-        opt.step()
-    kernels = {k: n for k, n in count.calls.items() if k not in VIEWS}
-    print(sum(kernels.values()), sorted(kernels.items(), key=lambda kv: -kv[1])[:12])
-    assert not set(count.calls) & set(SYNCS)
-    assert sum(kernels.values()) <= 330
+@pytest.mark.parametrize("options", [{}, {"certified": True}])
+def test_every_step_on_gpt2_is_few_operations_and_never_waits(options):
+    opt = AdamW2(gpt2().items(), batched=True, fused=True, capturable=True, **options)
+    opt.step()
+    for _ in range(10):  # one of these passes over the weights as well
+        with Count() as count:
+            opt.step()
+        kernels = {k: n for k, n in count.calls.items() if k not in VIEWS}
+        print(sum(kernels.values()), sorted(kernels.items(), key=lambda kv: -kv[1])[:12])
+        assert not set(count.calls) & set(SYNCS)
+        assert sum(kernels.values()) <= (300 if not options else 350)
 
 
 @pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)])

@@ -13,14 +13,15 @@ def keys(*numbers):
 
 
 def estimate(a, rounds=1, block=4, start=0):
-    """One matrix (m, n), measured as the optimizer does."""
+    """One matrix (m, n), measured as the optimizer does: σ, and what is remembered (1 + block, n)."""
     x = fresh(keys(1), torch.tensor(start), 2 * block, a.shape[1]).to(a.dtype)
+    memory = x[:, : 1 + block]
     for r in range(rounds):
         gram, y = products(a[None], x)
-        sigma, chosen = ritz(gram, y @ y.mT, block, 1e-12 if a.dtype == torch.float64 else 1e-6)
-        basis = remember(chosen, y, x)
-        x = torch.cat([basis, fresh(keys(1), torch.tensor(start + r + 1), block, a.shape[1]).to(a.dtype)], 1)
-    return sigma.item(), basis[0]
+        sigma, chosen = ritz(gram, y.double() @ y.double().mT, block, 1e-12 if a.dtype == torch.float64 else 1e-6)
+        memory = remember(chosen, y.double(), memory)
+        x = torch.cat([memory[:, 1:], fresh(keys(1), torch.tensor(start + r + 1), block, a.shape[1]).to(a.dtype)], 1)
+    return sigma.item(), memory[0]
 
 
 def sigma1(a):
@@ -38,17 +39,17 @@ def sigma1(a):
 def test_never_above_sigma1_and_exact_where_the_probes_span(m, n, seed, dtype, size):
     a = (torch.randn(m, n, generator=torch.Generator().manual_seed(seed)) * 10**size).to(dtype)
     slack = 1e-5 if dtype == torch.float32 else 1e-10
-    found, basis = estimate(a)
+    found, memory = estimate(a)
     assert found <= sigma1(a) * (1 + slack)
     assert found > 0
-    assert torch.linalg.vector_norm(basis[0].double()) == pytest.approx(1, 1e-5)
+    assert torch.linalg.vector_norm(memory[0].double()) == pytest.approx(1, 1e-5)
     if n <= 8:
         assert found == pytest.approx(sigma1(a), 2e-4)
     upper = schatten8(inner(a[None])).item()
     assert sigma1(a) * (1 - slack) <= upper <= sigma1(a) * min(m, n) ** 0.125 * (1 + 2e-5)
-    tracked = image_norm2([a], basis[:1]).sqrt().item()
+    tracked = image_norm2([a], memory[:1]).sqrt().item()
     assert tracked <= sigma1(a) * (1 + slack)
-    assert tracked >= found * 0.95  # the first probe is the remembered span's best, not all of y's
+    assert tracked >= found * (1 - 1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -66,21 +67,19 @@ def test_noise_is_followed_from_step_to_step():
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 50), (2, 50, 6), (3, 7, 7)])
-def test_the_upper_bound_takes_the_smaller_side_and_shards_add_up(shape):
+def test_the_upper_bound_takes_the_smaller_side(shape):
     a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert inner(a).shape[-1] == min(shape[1:])
-    parts = sum(inner(part, whole=False) for part in a.chunk(2, 1))
     exact = [torch.linalg.svdvals(m).pow(8).sum().pow(1 / 8).item() for m in a]
-    for gram in (inner(a), parts):
-        assert schatten8(gram).tolist() == pytest.approx(exact, 1e-9)
+    assert schatten8(inner(a)).tolist() == pytest.approx(exact, 1e-9)
 
 
 def test_zero_nan_and_infinite_matrices():
     for m, n in ((20, 30), (3, 2)):
-        zero, basis = estimate(torch.zeros(m, n))
+        zero, memory = estimate(torch.zeros(m, n))
         assert zero == 0
-        assert basis.isfinite().all()
-        assert basis.any(-1).all()
+        assert memory.isfinite().all()
+        assert memory.any(-1).all()
         assert schatten8(inner(torch.zeros(1, m, n))).item() == 0
         assert power_iteration(torch.zeros(1, m, n), torch.ones(1, n), 3).item() == 0
     for bad in (math.nan, math.inf):
@@ -131,17 +130,17 @@ def test_what_is_remembered_does_not_depend_on_rounding(kind):
             yield a
 
     def follow(halves):
-        basis = None
+        memory = None
         for step, a in enumerate(matrices()):
             for r in range(1 if step else 8):
-                new = fresh(keys(1) + r, torch.tensor(step), 8 if basis is None else 4, 80)
-                x = new if basis is None else torch.cat([basis, new], 1)
+                new = fresh(keys(1) + r, torch.tensor(step), 8 if memory is None else 4, 80)
+                x = new if memory is None else torch.cat([memory[:, 1:], new], 1)
                 passed = [products(part[None], x) for part in (a.chunk(2) if halves else [a])]
-                gram, y = (sum(p[i] for p in passed) for i in (0, 1))
+                gram, y = (sum(p[i].double() for p in passed) for i in (0, 1))
                 found, chosen = ritz(gram, y @ y.mT, 4, 1e-6)
-                basis = remember(chosen, y, x)
-            yield found.item(), basis
+                memory = remember(chosen, y, x[:, :5] if memory is None else memory)
+            yield found.item(), memory
 
-    for (one, basis), (two, other) in zip(follow(halves=False), follow(halves=True), strict=True):
+    for (one, memory), (two, other) in zip(follow(halves=False), follow(halves=True), strict=True):
         assert one == pytest.approx(two, rel=2e-5 if kind == "rank 1" else 2e-6)
-        assert (basis - other).abs().max() < 1e-2
+        assert (memory - other).abs().max() < 1e-2
