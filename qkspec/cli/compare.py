@@ -129,13 +129,18 @@ def lines(found: "Comparison") -> list[str]:
     out = [f"A {a.name}: {_state(found, 'a')}", f"B {b.name}: {_state(found, 'b')}"]
     if not len(found.steps):
         return [*out, *findings(found)]
+    if found.parted is not None:
+        out.append(f"they part for good at step {found.parted[0]} ({HEADINGS.get(found.parted[1], found.parted[1])})")
     chosen = {(t.metric, t.how): t for t in found.tracks}
     width = max(len(str(found.steps[-1])), 4)
-    out += ["", f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>9}" for metric, _ in COLUMNS)]
+    out += ["", "medians over heads:"]
+    out.append(f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>5}" for metric, _ in COLUMNS))
     for i in _thinned(len(found.steps)):
-        cells = "".join(f"  {_cell(chosen[key].a[i]):>11} {_cell(chosen[key].b[i]):>9}" for key in COLUMNS)
+        cells = "".join(f"  {_cell(chosen[key].a[i]):>9} {_cell(chosen[key].b[i]):>7}" for key in COLUMNS)
         out.append(f"{found.steps[i]:>{width}}{cells}")
-    return [*out, "(medians over heads)", "", *findings(found)]
+    changed = {pair: n for pair, n in found.verdicts.items() if pair[0] is not pair[1]}
+    last = f"verdicts at step {found.steps[-1]}: {_pairs(changed) or 'the same for every head'}"
+    return [*out, "", *findings(found), last]
 
 
 def findings(found: "Comparison") -> list[str]:
@@ -145,12 +150,14 @@ def findings(found: "Comparison") -> list[str]:
     out = ["at their first common step the weights' sigma1 are " + ("the same" if found.same_start else "different")]
     if found.parted is None:
         out.append("they do not part for good in any metric")
-    out += [f"{t.how} {t.metric} parts for good at step {t.parted}" for t in found.tracks if t.parted is not None]
+    out += [
+        f"{t.how} {HEADINGS.get(t.metric, t.metric)} parts for good at step {t.parted}"
+        for t in found.tracks
+        if t.parted is not None
+    ]
     if found.loss is not None:
         run, trouble = found.loss
         out.append(f"the loss of {run} {_said(trouble.kind)} at step {trouble.step}")
-    changed = {pair: n for pair, n in found.verdicts.items() if pair[0] is not pair[1]}
-    out.append(f"verdicts at step {found.steps[-1]}: " + (_pairs(changed) or "the same for every head"))
     return out
 
 
@@ -181,7 +188,9 @@ def _pairs(changed: dict[Any, int]) -> str:
 
 
 def _cell(value: float) -> str:
-    return "-" if value != value else f"{value:.4g}"  # noqa: PLR0124 - NaN
+    from qkspec.reports.view import number
+
+    return number(value)
 
 
 def _thinned(n: int) -> list[int]:
