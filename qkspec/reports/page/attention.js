@@ -51,7 +51,7 @@ function drawIndices(state, kind) {
   }));
   const now = place(state, run.raw.steps[moment]);
   Plotly.react("indices", traces, layout({
-    margin: { l: 40, r: 8, t: 6, b: 38 }, legend: above(), xaxis: stepAxis(state, {}), yaxis: axis({ range: [0, 1.03] }),
+    margin: { l: 40, r: 8, t: 6, b: 38 }, legend: above(), xaxis: stepAxis(state, {}, true), yaxis: axis({ range: [0, 1.03] }),
     shapes: [{ type: "line", x0: now, x1: now, y0: 0, y1: 1, yref: "paper", line: { color: css("--accent"), width: 1, dash: "dot" } }],
   }), CONFIG);
 }

@@ -14,9 +14,10 @@ class Pair {
     this.places = [...found.values()];
     this.heads = this.places.length;
     this.steps = [...new Set(runs.flatMap((run) => run.raw.steps))].sort((a, b) => a - b);
-    this.last = this.steps.length - 1;
-    this.known = runs.every((run) => run.raw.stepsKnown);
-    this.raw = { labels: this.steps.map((step) => `${this.known ? "step" : "checkpoint"} ${step}`) };
+    this.moments = this.steps.length;
+    this.last = this.moments - 1;
+    const stepsKnown = runs.every((run) => run.raw.stepsKnown);
+    this.raw = { steps: this.steps, stepsKnown, labels: this.steps.map((step) => `${stepsKnown ? "step" : "checkpoint"} ${step}`) };
   }
   // The latest checkpoint of a side at a moment of both, -1 before its first.
   moment(side, m) { return this.sides[side].raw.steps.findLastIndex((step) => step <= this.steps[m]); }
@@ -118,7 +119,7 @@ function curves(side, metric, log) {
     { type: "scatter", mode, x, y: parts.map((part) => shown(part[1])), name: `${name}, median`, legendgroup: LETTERS[side], text, hovertemplate,
       line: { color: colour, width: own < 0 ? 2.6 : 1.2, dash: own < 0 ? "solid" : "dot" }, marker: { color: colour } },
   ];
-  if (own >= 0) out.push({ type: "scatter", mode: "lines+markers", x, y: run.raw.steps.map((_, m) => shown(run.value(metric, m, own))), name: `${name}, ${inert(run.name(own))}`,
+  if (own >= 0) out.push({ type: "scatter", mode: run.moments > DOTTED ? "lines" : "lines+markers", x, y: run.raw.steps.map((_, m) => shown(run.value(metric, m, own))), name: `${name}, ${inert(run.name(own))}`,
     text, hovertemplate, line: { color: colour, width: 3 }, marker: { size: 5, color: colour } });
   return out;
 }
@@ -132,10 +133,9 @@ function drawOverlay() {
       text: loss.steps.map(String), hovertemplate: `loss ${LETTERS[side]}, step %{text}: %{y:.4g}<extra></extra>`, line: { color: sideColour(side), width: 1.2 } });
   });
   const parted = DATA.parted[metric], now = place(state, PAIR.steps[state.moment]);
-  const longest = RUNS[0].raw.steps.at(-1) >= RUNS[1].raw.steps.at(-1) ? RUNS[0] : RUNS[1];
   if (parted !== undefined && parted !== null) marks.push(milestone(place(state, parted), `medians part for good at step ${parted}`, withLoss ? FLOOR : 0, 1));
   if (withLoss && DATA.loss !== null) marks.push(milestone(place(state, DATA.loss), `the losses part at step ${DATA.loss}`, 0, 0.26));
-  Plotly.react("trajectories", traces, timeLayout({ run: longest, logSteps: state.logSteps }, metric, log, withLoss, marks, now), TOOLS);
+  Plotly.react("trajectories", traces, timeLayout(state, metric, log, withLoss, marks, now), TOOLS);
 }
 
 function start() {
@@ -147,8 +147,7 @@ function start() {
   control("curves").addEventListener("change", (event) => { state.head = Number(event.target.value); drawAll(); });
   control("moment").max = PAIR.last;
   control("moment").addEventListener("input", (event) => chooseMoment(Number(event.target.value)));
-  const positive = PAIR.steps.filter((step) => step > 0);
-  state.logSteps = positive.length > 3 && PAIR.steps[PAIR.last] >= 50 * positive[0];
+  state.logSteps = logStepsOf(PAIR);
   control("log-steps").checked = state.logSteps;
   control("log-steps").addEventListener("change", (event) => { state.logSteps = event.target.checked; drawAll(); });
   const repaint = () => { paintLegend(); drawAll(); };

@@ -19,8 +19,8 @@ const state = { run: null, metric: "", moment: 0, head: 0, logSteps: false };
 
 function chooseRun(index) {
   state.run = RUNS[index];
-  const { run } = state, positive = run.raw.steps.filter((step) => step > 0);
-  state.logSteps = positive.length > 3 && run.raw.steps[run.moments - 1] >= 50 * positive[0];
+  const { run } = state;
+  state.logSteps = logStepsOf(run);
   control("log-steps").checked = state.logSteps;
   control("moment").max = run.moments - 1;
   state.head = run.byGravity(run.moments - 1)[0] || 0;

@@ -2,7 +2,8 @@
 
 const CIVIDIS = [[0, "#00224e"], [0.13, "#123570"], [0.25, "#3b496c"], [0.38, "#575d6d"], [0.5, "#707173"],
   [0.63, "#8a8678"], [0.75, "#a59c74"], [0.88, "#c3b369"], [1, "#fee838"]];
-const DRAWN = 150; // trajectories drawn: troubled heads first, then quiet ones evenly taken
+const DRAWN = 150; // trajectories
+const DOTTED = 40; // checkpoints up to which the chosen head's line has a dot at each
 const NARROW = matchMedia("(max-width: 700px)");
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 const TOOLS = { ...CONFIG, displayModeBar: "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
@@ -121,7 +122,8 @@ function drawMap(state, id = "map", scale = null) {
   const chosen = [];
   if (head >= 0) {
     const i = run.moduleOf[head], j = run.place(head);
-    chosen.push({ type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color: css("--accent"), width: 3 } });
+    for (const [color, width] of [["#ffffff", 5], ["#0b62a8", 2.5]]) // seen on any colour of the map
+      chosen.push({ type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color, width } });
   }
   const every = Math.ceil(rows.length / 24), ticks = rows.map((_, n) => n).filter((n) => n % every === 0);
   Plotly.react(id, [trace], layout({
@@ -161,21 +163,35 @@ function label(metric) {
   return found ? found.label : metric;
 }
 
-function place(state, step) { return state.logSteps ? Math.log10(1 + step) : step; }
+// Steps in logarithms from the first one after 0 on, and about linear before it.
+function place(state, step) { return state.logSteps ? Math.log10(1 + step / firstStep(state.run)) : step; }
 
-function stepAxis(state, extra) {
-  const known = state.run.raw.stepsKnown, title = { text: known ? "step" : "checkpoint" };
-  if (!state.logSteps) return axis({ title, ...extra });
-  const last = state.run.raw.steps[state.run.moments - 1], values = [0];
-  for (let power = 1; power <= last; power *= 10) for (const digit of [1, 2, 5]) if (digit * power <= last) values.push(digit * power);
-  return axis({ title, tickvals: values.map((step) => Math.log10(1 + step)), ticktext: values.map(String), ...extra });
+function firstStep(run) { return run.raw.steps.find((step) => step > 0) || 1; }
+
+// Whether logarithms tell more: the checkpoints are denser at the start.
+function logStepsOf(run) {
+  const steps = run.raw.steps.filter((step) => step > 0);
+  return steps.length > 3 && steps[steps.length - 1] >= 50 * steps[0];
 }
 
+function stepAxis(state, extra, narrow = NARROW.matches) {
+  const { run } = state, title = { text: run.raw.stepsKnown ? "step" : "checkpoint" };
+  if (!state.logSteps) return axis({ title, nticks: narrow ? 5 : 12, ...extra });
+  const first = firstStep(run), last = run.raw.steps[run.moments - 1], values = [0], digits = narrow && last >= 100 * first ? [1] : [1, 2, 5];
+  for (let power = 10 ** Math.floor(Math.log10(first)); power <= last; power *= 10)
+    for (const digit of digits) if (digit * power >= first && digit * power <= last) values.push(digit * power);
+  return axis({ title, tickangle: 0, tickvals: values.map((step) => place(state, step)), ticktext: values.map(String), ...extra });
+}
+
+// The heads whose trajectories are drawn: of every verdict its share of the room, by κ from the largest on, evenly taken.
 function chosenHeads(run) {
-  const order = run.byGravity(run.moments - 1), quiet = [], troubled = [];
-  for (const head of order) (run.verdict(run.moments - 1, head).quiet ? quiet : troubled).push(head);
-  const few = troubled.slice(0, Math.floor(DRAWN * 0.7)), room = DRAWN - few.length, every = Math.max(Math.ceil(quiet.length / room), 1);
-  return few.concat(quiet.filter((_, i) => i % every === 0));
+  const groups = new Map();
+  for (const head of run.byGravity(run.moments - 1)) {
+    const verdict = run.verdict(run.moments - 1, head);
+    groups.set(verdict, [...(groups.get(verdict) || []), head]);
+  }
+  const room = Math.floor(DRAWN / groups.size);
+  return [...groups.values()].flatMap((heads) => heads.filter((_, i) => i % Math.ceil(heads.length / room) === 0));
 }
 
 function drawTrajectories(state) {
@@ -197,7 +213,7 @@ function drawTrajectories(state) {
     marker: { symbol: "circle", size: 7, color: css("--card"), line: { color: css("--ink"), width: 1.4 } } });
   const own = { x: [], y: [], customdata: [], text: [] };
   line(own, state, value, head);
-  traces.push({ ...own, type: "scatter", mode: "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
+  traces.push({ ...own, type: "scatter", mode: run.moments > DOTTED ? "lines" : "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
     line: { color: css("--accent"), width: 3 }, marker: { size: 5 } });
   const loss = run.raw.loss, marks = limitLines(metric);
   if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
@@ -245,20 +261,16 @@ function ramp(i, count) {
   return `rgb(${from.map((c, n) => Math.round(c + (to[n] - c) * share)).join(",")})`;
 }
 
-function none(id, why) {
-  Plotly.react(id, [], layout({ xaxis: { visible: false }, yaxis: { visible: false },
-    annotations: [{ text: why, showarrow: false, font: { color: css("--quiet") } }] }), CONFIG);
-}
-
 function drawSpectrum(state) {
   const { run, head } = state, part = run.raw.spectra.modules[run.moduleOf[head]], labels = run.raw.spectra.labels;
-  if (!part) return none("spectrum", "the spectra were not kept");
+  control("spectrum").hidden = control("spectrum-title").hidden = !part;
+  if (!part) return;
   const traces = labels.map((name, m) => {
     const sigma = run.spectral("sigma", m, head);
     return { type: "scatter", mode: part.s.length > 1 ? "lines" : "markers", x: part.s, y: Array.from(sigma, (x) => (x > 0 ? x : null)), name: inert(name),
       line: { color: ramp(m, labels.length), width: m === labels.length - 1 ? 2.5 : 1.5 }, hovertemplate: "σ%{x} = %{y:.3g}<extra>%{fullData.name}</extra>" };
   });
-  return Plotly.react("spectrum", traces, layout({
+  Plotly.react("spectrum", traces, layout({
     margin: { l: 54, r: 8, t: 6, b: 38 }, legend: beside(),
     xaxis: logAxis(0, Math.log(part.s[part.s.length - 1]), { title: { text: "i" } }), yaxis: logAxis(part.sigma.low, part.sigma.high, { title: { text: "σ<sub>i</sub>" } }),
   }), CONFIG);
@@ -267,7 +279,8 @@ function drawSpectrum(state) {
 function drawSec(state) {
   const { run, head } = state, at = run.moduleOf[head], part = run.raw.spectra.modules[at], labels = run.raw.spectra.labels;
   document.getElementById("sec-title").textContent = `layer ${run.raw.modules[at].label}`;
-  if (!part) return none("sec", "the spectra were not kept");
+  control("sec").closest("section").hidden = !part;
+  if (!part) return;
   const last = labels.length - 1, others = { x: [], y: [] }, band = part.band;
   for (let h = run.starts[at]; h < run.starts[at] + run.raw.modules[at].heads; h++) {
     others.x.push(...part.s, null);
@@ -281,7 +294,7 @@ function drawSec(state) {
       name: `head ${run.raw.head[head]}, ${inert(name)}`, line: { color: ramp(m, labels.length), width: m === last ? 3 : 1.6, dash: m === last ? "solid" : m === 0 ? "dash" : "solid" },
       hovertemplate: "SEC(%{x}) = %{y:.3f}<extra>%{fullData.name}</extra>" })),
   ];
-  return Plotly.react("sec", traces, layout({
+  Plotly.react("sec", traces, layout({
     xaxis: axis({ title: { text: "s, directions" }, type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].filter((s) => s <= part.s[part.s.length - 1]) }),
     yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: beside(), margin: { l: 54, r: 16, t: 34, b: 42 },
   }), TOOLS);
