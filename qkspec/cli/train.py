@@ -102,6 +102,17 @@ def train(
     probe_every: Annotated[
         int, typer.Option(help="Steps between probes; 0: never.", rich_help_panel=_OUT)
     ] = _D.probe_every,
+    maps: Annotated[
+        str,
+        typer.Option(
+            help="Draw attention maps of the probe batch into OUT/maps, stills and a GIF: of all heads (all), of "
+            "blocks (0,5) or of single heads (5.0,5.3).",
+            rich_help_panel=_OUT,
+        ),
+    ] = _D.maps,
+    maps_every: Annotated[
+        int, typer.Option(help="Steps between those; 0: with every checkpoint kept.", rich_help_panel=_OUT)
+    ] = _D.maps_every,
     save_every: Annotated[
         int, typer.Option(help="Steps between checkpoints, beside the early ones.", rich_help_panel=_OUT)
     ] = _D.save_every,

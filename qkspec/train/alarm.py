@@ -1,7 +1,8 @@
-"""A ring of the last steps' weights that joins the checkpoint sequence when something goes wrong."""
+"""When a run wants to be looked at, and a ring of the last steps' weights that then joins the checkpoint sequence."""
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -10,14 +11,18 @@ from qkspec.train.lab import Lab
 from qkspec.train.loop import Step
 
 SPIKE = 6.0  # standard deviations of the loss above its running mean
-MEMORY = 50  # steps over which mean and deviation are taken
+MEMORY = 50  # steps over which mean and deviation are taken, and for which an alarm silences the next
 
 
 class Spikes:
-    """Tell a loss that stands out from those before it."""
+    """Tell a loss that stands out from those before it.
 
-    def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=MEMORY)
+    Args:
+        losses: what came before, where a run goes on.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=MEMORY)
 
     def see(self, loss: float) -> bool:
         """Take in a loss and say whether it is a spike; the first ``MEMORY`` never are."""
@@ -28,32 +33,37 @@ class Spikes:
         return full and loss > mean + SPIKE * deviation
 
 
-class Ring:
-    """The weights of the last ``size`` steps, in memory until an alarm.
+class Alarm:
+    """Fires at a spike of the loss and when a run ends in a number that is not finite.
 
-    An alarm is a spike of the loss, or a run that ends in a number that is not finite. For ``size`` steps after one,
-    there is no other.
+    Args:
+        losses: those before the first step that it will watch, where a run goes on.
+        silent: the last step that a spike of before still silences.
     """
+
+    def __init__(self, losses: Iterable[float] = (), silent: int = 0) -> None:
+        self._spikes, self._silent = Spikes(losses), silent
+
+    def why(self, step: Step) -> str | None:
+        """Take in a step and return why it is alarming, or None."""
+        if step.outcome != "ok":
+            return step.outcome
+        if step.loss is None or not self._spikes.see(step.loss) or step.step <= self._silent:
+            return None
+        self._silent = step.step + MEMORY
+        return "loss spike"
+
+
+class Ring:
+    """The weights of the last ``size`` steps, in memory until an alarm."""
 
     def __init__(self, size: int) -> None:
         self._past: deque[tuple[Step, dict[str, Tensor]]] = deque(maxlen=size)
-        self._spikes = Spikes()
-        self._silent_until = 0
 
-    def watch(self, lab: Lab, step: Step) -> str | None:
-        """Take in a step and return why an alarm fires, or None."""
-        if not self._past.maxlen:
-            return None
-        crashed = step.outcome != "ok"
-        spike = not crashed and step.loss is not None and self._spikes.see(step.loss)
-        if not crashed:
+    def hold(self, lab: Lab, step: Step) -> None:
+        """Take in the weights that a step left behind; a crash left none."""
+        if self._past.maxlen and step.outcome == "ok":
             self._past.append((step, {name: tensor.clone() for name, tensor in save.weights(lab).items()}))
-        if crashed:
-            return step.outcome
-        if spike and step.step >= self._silent_until:
-            self._silent_until = step.step + self._past.maxlen
-            return "loss spike"
-        return None
 
     def past(self) -> list[tuple[Step, dict[str, Tensor]]]:
         """Return the steps held with their weights, oldest first, and forget them."""

@@ -62,6 +62,8 @@ class TrainConfig:
     eval_every: int = 100  # steps between validation losses; the first and last step always have one
     eval_batches: int = 16  # validation micro-batches
     probe_every: int = 0  # steps between probes (entropy, largest logit, the norms of eq. 1); 0 is never
+    maps: str = ""  # blocks (0,5), heads of blocks (5.0,5.3) or all: whose attention maps are drawn; empty: none
+    maps_every: int = 0  # steps between those pictures; 0 is wherever the weights are kept
     save_every: int = 100  # steps between checkpoints, beside the early ones
     keep: str = "all"  # all | attention: which weights a checkpoint holds (attention: q, k, v and the norm before them)
     save_dtype: str = "float32"  # float32 | bfloat16: of the weights in a checkpoint; the resume state stays exact
@@ -128,6 +130,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval_every": (1, 10**9),
     "eval_batches": (1, 10**6),
     "probe_every": (0, 10**9),
+    "maps_every": (0, 10**9),
     "save_every": (1, 10**9),
     "ring": (0, 10_000),
     "full_states": (0, 1000),

@@ -31,6 +31,10 @@ class Data(ABC):
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of one micro-batch, on the CPU; the same arguments give the same batch."""
 
+    @abstractmethod
+    def positions(self, split: str, step: int, micro: int) -> list[int] | list[str]:
+        """Return where in the data the samples of a micro-batch stand: first tokens, or images."""
+
 
 class Tokens(Data):
     """Windows of a long row of token ids; the last tenth is held out for validation.
@@ -55,11 +59,20 @@ class Tokens(Data):
 
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return ids and the ids that follow them, both (batch, context) int64."""
-        ids, config = self._splits[split], self._config
-        rng = draw(config.seed, split, step, micro)
-        starts = rng.integers(0, len(ids) - config.context, size=config.batch)
-        rows = torch.from_numpy(np.stack([ids[i : i + config.context + 1].astype(np.int64) for i in starts]))
+        ids, length = self._splits[split], self._config.context + 1
+        starts = self._starts(split, step, micro)
+        rows = torch.from_numpy(np.stack([ids[i : i + length].astype(np.int64) for i in starts]))
         return rows[:, :-1], rows[:, 1:]
+
+    def positions(self, split: str, step: int, micro: int) -> list[int]:
+        """Return the number of each sequence's first token in the whole row."""
+        before = len(self._splits["train"]) if split == "validation" else 0
+        return [before + int(start) for start in self._starts(split, step, micro)]
+
+    def _starts(self, split: str, step: int, micro: int) -> NDArray[np.int64]:
+        config = self._config
+        rng = draw(config.seed, split, step, micro)
+        return rng.integers(0, len(self._splits[split]) - config.context, size=config.batch)
 
 
 def draw(seed: int, split: str, step: int, micro: int) -> np.random.Generator:

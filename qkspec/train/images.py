@@ -43,9 +43,15 @@ class Images(Data):
 
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return images (batch, channels, size, size) and their classes (batch,)."""
-        rng = draw(self._config.seed, split, step, micro)
-        chosen = rng.choice(self._splits[split], size=self._config.batch)
+        chosen = self._chosen(split, step, micro)
         return torch.from_numpy(self.pixels(chosen)), torch.from_numpy(self._labels[chosen])
+
+    def positions(self, split: str, step: int, micro: int) -> list[int] | list[str]:
+        """Return the numbers of the images, or their paths."""
+        return [int(number) for number in self._chosen(split, step, micro)]
+
+    def _chosen(self, split: str, step: int, micro: int) -> NDArray[np.int64]:
+        return draw(self._config.seed, split, step, micro).choice(self._splits[split], size=self._config.batch)
 
 
 class Digits(Images):
@@ -77,7 +83,7 @@ class ImageFolder(Images):
         listed = [(p, i) for i, f in enumerate(folders) for p in sorted(f.iterdir()) if p.suffix.lower() in SUFFIXES]
         if not listed:
             raise InputError(f"{root}: has no subfolders with images; --data takes a folder with one subfolder a class")
-        self._paths = [path for path, _ in listed]
+        self._root, self._paths = root, [path for path, _ in listed]
         names = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in self._paths)
         digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         super().__init__(np.array([label for _, label in listed]), config, str(root), digest)
@@ -85,6 +91,10 @@ class ImageFolder(Images):
     def pixels(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (batch, channels, size, size), -1 to 1."""
         return np.stack([self._read(self._paths[i]) for i in index])
+
+    def positions(self, split: str, step: int, micro: int) -> list[str]:
+        """Return the path of each image within the folder."""
+        return [str(self._paths[i].relative_to(self._root)) for i in self._chosen(split, step, micro)]
 
     def _read(self, path: Path) -> NDArray[np.float32]:
         from PIL import Image, ImageOps

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from qkspec.optim.sigma_reparam import SigmaReparam
 from qkspec.train import data, images
 from qkspec.train.config import TrainConfig
 from qkspec.train.models import registry
+from qkspec.train.models.anatomy import choose
 from qkspec.train.world import World, current
 
 
@@ -30,13 +31,14 @@ class Lab:
     data: data.Data
     device: torch.device
     world: World
+    shown: Mapping[int, tuple[int, ...]]  # block ▸ heads whose attention maps are drawn
     step: int = 0
 
 
 def build(config: TrainConfig) -> Lab:
     """Return a run at step 0. The same config gives the same weights, whatever was drawn before.
 
-    UsageError for a device that is not there, InputError for data that is not.
+    UsageError for a device or a head that is not there, InputError for data that is not.
     """
     world = current()
     if config.accumulate % world.size:
@@ -47,11 +49,12 @@ def build(config: TrainConfig) -> Lab:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = registry.module(config.model).build(config).to(device)
+    shown = choose(config.maps, registry.module(config.model).anatomy(model))
     if config.reparam == "sigma":
         reparametrise(model, config.seed)
     shared = world.wrap(model)
     forward = torch.compile(shared) if config.compile else shared
-    return Lab(config, model, shared, forward, make_optimizer(model, config), material, device, world)
+    return Lab(config, model, shared, forward, make_optimizer(model, config), material, device, world, shown)
 
 
 def reparametrise(model: nn.Module, seed: int) -> tuple[str, ...]:

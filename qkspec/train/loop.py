@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkspec.train.lab import Lab, bound_fraction, learning_rate
-from qkspec.train.probes import probe
+from qkspec.train.probes import maps, probe
+from qkspec.train.schedule import drawn
 from qkspec.train.world import local_only
 
 
@@ -29,7 +30,9 @@ class Step:
         validation: mean validation loss in nats after this update, where one was due.
         seconds: wall time of this update.
         probe: what ``probes.probe`` saw after this update, where it was due.
+        maps: what ``probes.maps`` saw after this update, where they were due.
         outcome: "ok", or what went wrong ("loss is NaN"): the update was then not made, and the run ends here.
+        alarm: why the run wants to be looked at; its evidence is in the folder ``forensics.name_of(step)``.
     """
 
     step: int
@@ -40,7 +43,9 @@ class Step:
     validation: float | None = None
     seconds: float = 0.0
     probe: Mapping[str, Any] | None = None
+    maps: Mapping[str, Tensor] | None = None
     outcome: str = "ok"
+    alarm: str | None = None
 
 
 def train(lab: Lab) -> Iterator[Step]:
@@ -50,7 +55,7 @@ def train(lab: Lab) -> Iterator[Step]:
     """
     config, world = lab.config, lab.world
     if lab.step == 0:
-        yield Step(0, validation=validate(lab), probe=probe(lab) if config.probe_every else None)
+        yield Step(0, validation=validate(lab), **looks(lab))
     while lab.step < config.steps:
         start = time.perf_counter()
         lr = learning_rate(config, lab.step)
@@ -87,8 +92,17 @@ def train(lab: Lab) -> Iterator[Step]:
             bound=bound_fraction(lab.optimizer),
             validation=validate(lab) if due else None,
             seconds=seconds,
-            probe=probe(lab) if config.probe_every and lab.step % config.probe_every == 0 else None,
+            **looks(lab),
         )
+
+
+def looks(lab: Lab) -> dict[str, Any]:
+    """Return what a step sees inside the model, where that is due: its ``probe`` and its ``maps``."""
+    config = lab.config
+    return {
+        "probe": probe(lab) if config.probe_every and lab.step % config.probe_every == 0 else None,
+        "maps": maps(lab, lab.shown) if drawn(lab.step, config) else None,
+    }
 
 
 def batch_loss(lab: Lab, split: str, step: int, micro: int) -> Tensor:

@@ -32,9 +32,7 @@ def probe(lab: Lab) -> dict[str, Any]:
     ``tensors`` holds, for AdamW², each bounded matrix's σ1, update and effective learning rate of the last step.
     A number that is not finite is None.
     """
-    lab.model.eval()  # first: in training mode, reading a weight of σReparam moves its vectors
-    parts = registry.module(lab.config.model).anatomy(lab.model)
-    x, y = (rows[:SEQUENCES].to(lab.device) for rows in lab.data.batch("validation", _STEP, 0))
+    parts, x, y = probed(lab)
     inputs: dict[int, Tensor] = {}
     seen: dict[int, Tensor] = {}
     with ExitStack() as hooks, torch.enable_grad():
@@ -48,6 +46,34 @@ def probe(lab: Lab) -> dict[str, Any]:
         norms = _norms(parts)
         blocks = [_block(part, seen[i], inputs[i], grads[i], norms[i]) for i, part in enumerate(parts)]
     return {"loss": _plain(loss.detach() / y.numel()), "blocks": blocks, "tensors": _tensors(lab)}
+
+
+def probed(lab: Lab) -> tuple[list[Anatomy], Tensor, Tensor]:
+    """Return the blocks of the model, set to evaluation, and inputs and targets of the probe batch."""
+    lab.model.eval()  # first: in training mode, reading a weight of σReparam moves its vectors
+    parts: list[Anatomy] = registry.module(lab.config.model).anatomy(lab.model)
+    x, y = (rows[:SEQUENCES].to(lab.device) for rows in lab.data.batch("validation", _STEP, 0))
+    return parts, x, y
+
+
+@torch.no_grad()
+def maps(lab: Lab, heads: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
+    """Return attention maps of the first sample of the probe batch; with windows, of its first window.
+
+    Args:
+        lab: the run; nothing of its state changes.
+        heads: which, by the number of the block.
+
+    Returns:
+        Path of the attention module ▸ (heads, tokens, tokens) float32 on the CPU, rows are queries.
+    """
+    parts, x, _ = probed(lab)
+    seen: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        for i in heads:
+            hooks.enter_context(_Hook(parts[i].module, _keep(seen, i, with_grad=False)))
+        lab.model(x[:1])
+    return {parts[i].name: attention(parts[i], seen[i][:1])[0][0, list(some)].cpu() for i, some in heads.items()}
 
 
 def spectral_norm(*factors: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A run on disk: a folder with run.json, metrics.jsonl and a checkpoint sequence, resumable at any moment."""
 
+import dataclasses
 import json
 import math
 import os
@@ -17,10 +18,13 @@ import torch
 
 import qkspec
 from qkspec.errors import InputError, OutputError, UsageError
-from qkspec.train import alarm, forensics, save
+from qkspec.train import forensics, maps, save
+from qkspec.train.alarm import MEMORY, Alarm, Ring
 from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab, build
 from qkspec.train.loop import Step, train
+from qkspec.train.models import registry
+from qkspec.train.schedule import kept
 from qkspec.train.world import current
 
 RUN, METRICS, PROBES = "run.json", "metrics.jsonl", "probes.jsonl"
@@ -99,6 +103,7 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         with _writing(folder):
             for name in (METRICS, PROBES):
                 _truncate(folder / name, lab.step)
+            maps.forget(folder, lab.step)
             save.write_json(folder / RUN, record(lab))
         yield from _write(lab, folder, stop)
 
@@ -176,6 +181,8 @@ def _restore(lab: Lab, folder: Path) -> None:
 def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a process that does not write."""
     for step in train(lab):
+        if lab.world.any(0, lab.device) or step.outcome != "ok":
+            forensics.examine(lab, step)
         stop.agree(lab)
         yield step
         if stop.code:
@@ -184,27 +191,51 @@ def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
 
 def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a lab, each recorded, with checkpoints where due, at the end, and when asked to stop."""
-    ring = alarm.Ring(lab.config.ring)
+    ring, alarm = Ring(lab.config.ring), _alarm(folder)
     with _rows(folder / METRICS) as metrics:
-        for step in train(lab):
-            why = ring.watch(lab, step)
-            _append(metrics, row(step) | ({"alarm": why} if why else {}))
-            for past, tensors in ring.past() if why else ():
-                save.publish_past(lab, folder, past, tensors)
-            if step.probe is not None:
-                _add_probe(folder, step)
+        for plain in train(lab):
+            step = dataclasses.replace(plain, alarm=alarm.why(plain))
+            ring.hold(lab, step)
+            _append(metrics, row(step))
+            _show(lab, folder, step)
             crashed = step.outcome != "ok"
+            alarming = lab.world.any(int(step.alarm is not None), lab.device)
+            evidence = forensics.examine(lab, step) if alarming else None
             stop.agree(lab)
-            if crashed or stop.code or save.due(lab.step, lab.config):
+            if crashed or stop.code or kept(lab.step, lab.config):
                 with _writing(folder / METRICS):
                     os.fsync(metrics.fileno())  # every row before the checkpoint that relies on it
                 save.publish(lab, folder, step)
-            if crashed:
-                with _writing(folder / forensics.CRASH):
-                    forensics.keep(lab, folder, step)
+            if evidence is not None:
+                for past, tensors in ring.past():
+                    save.publish_past(lab, folder, past, tensors)
+                with _writing(folder / forensics.name_of(step.step)):
+                    forensics.keep(evidence, folder)
             yield step
             if stop.code:
-                return
+                break
+    if lab.shown:
+        with _writing(folder / maps.FOLDER):
+            maps.animate(folder)
+
+
+def _alarm(folder: Path) -> Alarm:
+    """Return the alarm as the rows so far leave it."""
+    rows = list(save.lines(folder / METRICS))
+    fired = [r["step"] for r in rows if "alarm" in r]
+    return Alarm([r["loss"] for r in rows[-MEMORY:] if r.get("loss") is not None], max(fired, default=-MEMORY) + MEMORY)
+
+
+def _show(lab: Lab, folder: Path, step: Step) -> None:
+    """Write what a step saw inside the model, where it looked."""
+    if step.probe is not None:
+        _add_probe(folder, step)
+    if step.maps is not None:
+        parts = registry.module(lab.config.model).anatomy(lab.model)
+        loss = "" if step.loss is None else f", loss {step.loss:.3f}"
+        page = maps.still(step.maps, lab.shown, f"step {step.step}{loss}", causal=parts[0].causal)
+        with _writing(folder / maps.FOLDER):
+            maps.save(page, folder / maps.FOLDER / f"step-{step.step:06d}.png")
 
 
 def _add_probe(folder: Path, step: Step) -> None:
@@ -227,7 +258,7 @@ def _append(rows: FileIO, values: dict[str, Any]) -> None:
 
 def row(step: Step) -> dict[str, Any]:
     """Return a line of metrics.jsonl: what was measured; a number that is not finite is null and named in outcome."""
-    values = {name: value for name, value in vars(step).items() if value is not None and name != "probe"}
+    values = {name: value for name, value in vars(step).items() if value is not None and name not in ("probe", "maps")}
     for name, value in values.items():
         if isinstance(value, float):
             values[name] = float(f"{value:.7g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are due, how they are published whole or not at all, and how a run resumes."""
+"""Checkpoints of a run: how they are published whole or not at all, and how a run resumes."""
 
 import json
 import math
@@ -20,17 +20,9 @@ from qkspec.train.config import TrainConfig
 from qkspec.train.lab import Lab
 from qkspec.train.loop import Step
 from qkspec.train.models import registry
+from qkspec.train.schedule import kept
 
 WEIGHTS, CONFIG, TRAINER, RESUME = "model.safetensors", "config.json", "trainer_state.json", "resume.safetensors"
-_EARLY = (2, 5, 10, 20, 40, 60, 80, 100)  # early warning needs step 0 and a spacing of 20 steps at the start
-
-
-def due(step: int, config: TrainConfig) -> bool:
-    """Say whether a step's weights are kept for ever: 0, early, 1-2-5 spaced, every ``save_every``, and the last."""
-    if step in (0, config.steps) or step in _EARLY or step % config.save_every == 0:
-        return True
-    power = 10 ** int(math.log10(step))
-    return step > max(_EARLY) and step in (power, 2 * power, 5 * power)
 
 
 def name_of(step: int) -> str:
@@ -192,7 +184,7 @@ def _retire(config: TrainConfig, run: Path) -> None:
         return
     resumable = [(step, folder) for step, folder in checkpoints(run).items() if (folder / RESUME).is_file()]
     for step, folder in resumable[: -config.full_states]:
-        if due(step, config):
+        if kept(step, config):
             (folder / RESUME).unlink()
         else:
             _remove(folder)

@@ -71,7 +71,8 @@ def _single(request: Request, world: World) -> int:
     with runs.listening() as stop:
         steps = runs.resume(folder, stop, changes) if request.resume else runs.run(config, folder, stop)
         steps = loggers.logged(steps, services, folder, config)
-        for step in display.show(steps, config.steps, quiet=request.quiet or not world.leads, live=request.live):
+        quiet = request.quiet or not world.leads
+        for step in display.show(steps, config.steps, folder, quiet=quiet, live=request.live):
             last = step
             validation = validation if step.validation is None else step.validation
     if world.leads:
@@ -108,7 +109,8 @@ def _compare(request: Request) -> int:
         for i, trial in enumerate(trials, start=1):
             if not request.quiet:
                 err.print(f"{i}/{len(trials)}  {trial.remedy}  lr {trial.config.lr:g}")
-            for step in display.show(bakeoff.run(trial, stop), base.steps, quiet=request.quiet, live=request.live):
+            steps = bakeoff.run(trial, stop)
+            for step in display.show(steps, base.steps, trial.folder, quiet=request.quiet, live=request.live):
                 crashed |= step.outcome != "ok"
             done = [bakeoff.entry(t) for t in trials[:i] if t.folder.exists()]
             bakeoff.write(done, base, out)

@@ -56,7 +56,9 @@ def test_a_crash_is_a_result_unless_asked_otherwise(
     said = capsys.readouterr()
     assert "ended early" in said.out
     assert "the run ends here" in said.err
-    assert (tmp_path / "a" / "crash.json").is_file()
+    (evidence,) = (tmp_path / "a").glob("alarm-*")
+    assert f"; see {evidence}" in said.err
+    assert {p.name for p in evidence.iterdir()} == {"alarm.json", "maps.png"}
     assert main([*crash, "--out", str(tmp_path / "b"), "--fail-on-nan"]) == 1
 
 

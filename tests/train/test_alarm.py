@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import random
 from pathlib import Path
 
@@ -23,13 +24,22 @@ def test_a_spike_is_a_loss_far_above_those_before() -> None:
     assert not any(fresh.see(loss) for loss in [1.0] * 10 + [9.0])
 
 
-def test_alarms_do_not_follow_one_another(tiny: TrainConfig) -> None:
+def test_alarms_do_not_follow_one_another() -> None:
+    losses = [2.0 + 0.01 * (i % 3) for i in range(60)] + [5.0, 50.0, 500.0] + [2.0] * 60 + [2000.0]
+    fires = alarm.Alarm()
+    assert [i for i, loss in enumerate(losses) if fires.why(Step(i, loss=loss))] == [60, 123]
+    assert alarm.Alarm().why(Step(1, loss=math.nan, outcome="loss is NaN")) == "loss is NaN"
+
+
+def test_the_ring_holds_the_last_steps_that_left_weights(tiny: TrainConfig) -> None:
     lab, ring = build(tiny), alarm.Ring(4)
-    losses = [2.0 + 0.01 * (i % 3) for i in range(60)] + [5.0, 50.0, 500.0]
-    fired = [i for i, loss in enumerate(losses) if ring.watch(lab, Step(i, loss=loss))]
-    assert fired == [60]
-    assert [step.step for step, _ in ring.past()] == [59, 60, 61, 62]
+    for i in range(9):
+        ring.hold(lab, Step(i, loss=2.0, outcome="ok" if i < 8 else "loss is NaN"))
+    assert [step.step for step, _ in ring.past()] == [4, 5, 6, 7]
     assert ring.past() == []
+    without = alarm.Ring(0)
+    without.hold(lab, Step(1, loss=2.0))
+    assert without.past() == []
 
 
 def test_the_steps_before_a_crash_join_the_sequence(tiny: TrainConfig, tmp_path: Path) -> None:
@@ -45,9 +55,3 @@ def test_the_steps_before_a_crash_join_the_sequence(tiny: TrainConfig, tmp_path:
     rows = list(save.lines(tmp_path / "ring" / "metrics.jsonl"))
     assert [r["step"] for r in rows if "alarm" in r] == [last.step]
     assert (ring[max(ring)] / "resume.safetensors").is_file()
-
-
-def test_without_a_ring_nothing_is_watched(tiny: TrainConfig) -> None:
-    ring = alarm.Ring(0)
-    assert ring.watch(build(tiny), Step(1, loss=float("nan"), outcome="loss is NaN")) is None
-    assert ring.past() == []

@@ -16,19 +16,20 @@ from qkspec.train import save
 from qkspec.train.config import TrainConfig
 from qkspec.train.lab import build
 from qkspec.train.loop import Step, train
+from qkspec.train.schedule import kept
 
 
 def test_the_steps_kept_are_early_log_spaced_and_at_the_interval() -> None:
     config = TrainConfig(steps=6123, save_every=2500)
-    kept = [s for s in range(config.steps + 1) if save.due(s, config)]
-    assert kept == [0, 2, 5, 10, 20, 40, 60, 80, 100, 200, 500, 1000, 2000, 2500, 5000, 6123]
+    due = [s for s in range(config.steps + 1) if kept(s, config)]
+    assert due == [0, 2, 5, 10, 20, 40, 60, 80, 100, 200, 500, 1000, 2000, 2500, 5000, 6123]
 
 
 def test_the_demonstration_starts_with_a_spacing_of_twenty_at_most() -> None:
-    kept = [s for s in range(601) if save.due(s, TrainConfig())]
-    assert kept[0] == 0
-    assert len(kept) >= 8
-    assert all(b - a <= 20 for a, b in itertools.pairwise(kept) if b <= 100)
+    due = [s for s in range(601) if kept(s, TrainConfig())]
+    assert due[0] == 0
+    assert len(due) >= 8
+    assert all(b - a <= 20 for a, b in itertools.pairwise(due) if b <= 100)
 
 
 @pytest.mark.parametrize("tied", [True, False])

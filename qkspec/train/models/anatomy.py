@@ -1,10 +1,12 @@
 """What a probe needs to know of a block, whatever the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
+
+from qkspec.errors import UsageError
 
 
 class Attention(Protocol):
@@ -47,4 +49,26 @@ def vectors(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
             value = getattr(norm, theirs, None)
             if isinstance(value, Tensor):
                 found[f"{ours}{i}"] = value
+    return found
+
+
+def choose(text: str, parts: Sequence[Anatomy]) -> dict[int, tuple[int, ...]]:
+    """Return block ▸ heads of a choice: "all", blocks ("0,5") or heads of blocks ("5.0,5.3"); "" is none.
+
+    UsageError for anything else, or for a block or head that the model does not have.
+    """
+    if text == "all":
+        return {i: tuple(range(part.heads)) for i, part in enumerate(parts)}
+    found: dict[int, tuple[int, ...]] = {}
+    for word in text.replace(" ", "").split(",") if text else ():
+        block, dot, head = word.partition(".")
+        if not block.isdecimal() or (dot and not head.isdecimal()):
+            raise UsageError(f"--maps {text!r} is no choice of heads: write all, blocks (0,5) or their heads (5.0,5.3)")
+        if int(block) >= len(parts):
+            raise UsageError(f"--maps {text!r}: the model has no block {block}, only 0 to {len(parts) - 1}")
+        heads = range(parts[int(block)].heads)
+        if dot and int(head) not in heads:
+            raise UsageError(f"--maps {text!r}: block {block} has no head {head}, only 0 to {heads[-1]}")
+        more = (int(head),) if dot else tuple(heads)
+        found[int(block)] = tuple(dict.fromkeys(found.get(int(block), ()) + more))
     return found
