@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from qkspec.checkpoints.config import CONFIGS, STATES
 from qkspec.checkpoints.files import MAX_ENTRIES, Blob, Folder
+from qkspec.checkpoints.names import says_step
 from qkspec.errors import CheckpointError, InputError, QkspecError, UsageError
 
 T = TypeVar("T")
@@ -142,13 +143,28 @@ class RemoteFolder(Folder):
 
 
 class WebFolder(RemoteFolder):
-    """A folder of a web server, which cannot be listed: the names that checkpoints have are asked for."""
+    """A folder of a web server: the names that checkpoints have are asked for, then its index page, if it has one."""
 
     def entries(self) -> Mapping[str, bool]:
-        """Return those of the usual names that the server has."""
+        """Return those of the usual names that the server has; where it has none, the checkpoints that it links to."""
         if self._entries is None:
-            self._entries = {name: False for name in _WEB_NAMES if self._has(name)}
+            self._entries = {name: False for name in _WEB_NAMES if self._has(name)} or self._linked()
         return self._entries
+
+    def _linked(self) -> dict[str, bool]:
+        """Return the weight files, and the folders whose names say a step, that an index page links to."""
+        fs = _filesystem(_protocol(self.path))
+        try:
+            found = _attempt(self.path, lambda: fs.ls(f"{self.path}/", detail=True))
+        except _MissingError:
+            return {}
+        inside = {
+            item["name"].removeprefix(f"{self.path}/").rstrip("/"): item["type"] == "directory"
+            for item in found[:MAX_ENTRIES]
+            if item["name"].startswith(f"{self.path}/")
+        }
+        told = {name: folder for name, folder in inside.items() if not {"/", "?", "#"} & set(name)}
+        return {name: folder for name, folder in told.items() if (says_step if folder else _WEIGHTS.search)(name)}
 
     def _has(self, name: str) -> bool:
         try:
@@ -175,6 +191,11 @@ def locate(url: str) -> tuple[Folder, str]:
         return (WebFolder(head), tail) if _WEIGHTS.search(tail) else (WebFolder(clean), "")
     kind = _attempt(url, lambda: _filesystem(protocol).info(_inside(clean)))["type"]
     return (RemoteFolder(head), tail) if kind == "file" else (RemoteFolder(clean), "")
+
+
+def refresh(url: str) -> None:
+    """Forget what a store was seen to hold, so that what came since is found."""
+    _filesystem(_protocol(url)).invalidate_cache()
 
 
 def revisions(url: str, pattern: str) -> list[str]:

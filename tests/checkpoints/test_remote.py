@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bucket
 import numpy as np
 import pytest
 import torch
@@ -43,6 +43,7 @@ class Web:
     ranges: bool = True
     failures: int = 0
     requests: list[str] = field(default_factory=list)
+    pages: dict[str, str] = field(default_factory=dict)
     url: str = ""
 
 
@@ -69,7 +70,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
                 state.failures -= 1
                 self.send_error(503)
                 return
-            path = state.root / self.path.lstrip("/")
+            path = state.root / state.pages.get(self.path, self.path.lstrip("/"))
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -131,6 +132,19 @@ def test_a_web_folder_and_a_torch_file(web: Web) -> None:
     assert source.digest().startswith("blake2b-stamps:")
 
 
+def test_a_web_servers_index_page_lists_its_checkpoints(web: Web) -> None:
+    for step in (100, 20):
+        model(web.root / f"run/step-{step}")
+    links = ("../", "step-100/", "step-20/", "notes/", "step-3/?sort=1", "https://elsewhere.example/step-9/", "a.css")
+    (web.root / "index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links))
+    web.pages["/run/"] = "index.html"
+    (run,) = find_runs([f"{web.url}/run/"])
+    assert [(source.name, source.step) for source in run.sources] == [("step-20", 20), ("step-100", 100)]
+    np.testing.assert_array_equal(run.sources[0].open().store.read("h.0.q"), Q.numpy())
+    asked = {request.split()[1] for request in web.requests}
+    assert not any("notes" in path or "sort" in path for path in asked), "only what says a step is looked into"
+
+
 def test_a_failing_server_is_tried_again_and_then_named(web: Web) -> None:
     model(web.root / "m")
     web.failures = 3
@@ -174,15 +188,6 @@ def test_local_paths_import_no_network() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def wait_for(port: int, until: float) -> None:
-    while time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
 def counting_proxy(target: int, counter: list[int]) -> socket.socket:
     """Pass connections on to a port and count the bytes that come back."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -213,29 +218,10 @@ def counting_proxy(target: int, counter: list[int]) -> socket.socket:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Callable[[], int]]:
     """Start moto's S3 server behind a counting proxy, fill a bucket, and return how to read the counter."""
-    boto = pytest.importorskip("botocore.session")
-    pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
-    )
     counter = [0]
-    listener = counting_proxy(port, counter)
-    patch = pytest.MonkeyPatch()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        patch.setenv(name, value)
-    try:
-        wait_for(port, time.monotonic() + 60)
-        client = boto.get_session().create_client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    with bucket.served() as (port, client), pytest.MonkeyPatch.context() as patch:
+        listener = counting_proxy(port, counter)
+        bucket.use(patch, listener.getsockname()[1])
         client.create_bucket(Bucket="bucket")
 
         def put(key: str, tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -259,11 +245,7 @@ def s3() -> Iterator[Callable[[], int]]:
                 Body=json.dumps({"weight_map": places}).encode(),
             )
         yield lambda: counter[0]
-    finally:
-        patch.undo()
         listener.close()
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
