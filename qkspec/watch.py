@@ -1,13 +1,14 @@
 """Follow a run that is still being written: each complete checkpoint once, judged together with those before it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qkspec.analysis import Measured, Report, Settings, Skipped, judge, measure_source
-from qkspec.checkpoints.sequence import Source, find_runs
+from qkspec.checkpoints.remote import is_url, refresh
+from qkspec.checkpoints.sequence import Run, Source, find_runs
 from qkspec.errors import InputError, QkspecError
 from qkspec.readings import NO_STEP
 from qkspec.theorem import GRAVITY, Verdict
@@ -72,24 +73,31 @@ class Moment:
 
 def arrivals(
     path: str, *, every: float, idle: float | None = None, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Arrival | None]:
-    """Yield each complete checkpoint once, and None after every look, so that the caller can stop in between.
+) -> Iterator[Arrival | str]:
+    """Yield each complete checkpoint once, and after every look why nothing was found, "" if something was.
 
-    A checkpoint that is written over in place (one file that a trainer saves to again) is yielded again. What cannot
-    be opened yet is taken for one that is being written, and looked at again.
+    A checkpoint that is written over in place (one file that a trainer saves to again) is yielded again; at a URL,
+    where each question is a request, only the last one of a run. What cannot be opened yet is taken for one that is
+    being written, and looked at again.
 
     Args:
-        path: what find_runs takes; it may not exist yet.
+        path: what find_runs takes, a URL included; it may not exist yet.
         every: seconds between looks.
         idle: end when nothing has arrived for so many seconds; None never ends.
         sleep: waits.
+
+    Raises:
+        UsageError: no backend for such URLs is installed.
     """
     seen: dict[str, str] = {}
     done: dict[str, str] = {}
     quiet, pause = 0.0, min(FIRST_PAUSE, every)
     while True:
         new = False
-        for run, source in _sources(path):
+        runs, problem = _runs(path)
+        for name, source, last in ((run.name, one, one is run.sources[-1]) for run in runs for one in run.sources):
+            if is_url(path) and source.path in done and not last:
+                continue
             try:
                 state = source.fingerprint()
             except (QkspecError, OSError):
@@ -97,9 +105,9 @@ def arrivals(
             if seen.get(source.path) == state != done.get(source.path):
                 done[source.path] = state
                 new = True
-                yield Arrival(run, source)
+                yield Arrival(name, source)
             seen[source.path] = state
-        yield None
+        yield problem
         quiet = 0.0 if new else quiet + pause
         if idle is not None and quiet > idle:
             return
@@ -107,13 +115,13 @@ def arrivals(
         pause = every if new or quiet >= FIRST_PAUSE else pause
 
 
-def follow(found: Iterator[Arrival | None], settings: Settings) -> Iterator[Moment | None]:
-    """Measure and judge each arrival together with those of its run before it; None is passed on."""
+def follow(found: Iterator[Arrival | str], settings: Settings) -> Iterator[Moment | str]:
+    """Measure and judge each arrival together with those of its run before it; what else is said is passed on."""
     history: dict[str, dict[str, Measured]] = {}
     verdicts: dict[str, str] = {}
     for arrival in found:
-        if arrival is None:
-            yield None
+        if isinstance(arrival, str):
+            yield arrival
             continue
         source = arrival.source
         result = measure_source(arrival.run, source, settings)
@@ -157,11 +165,14 @@ def _ordered(known: dict[str, Measured]) -> list[Measured]:
     return sorted(known.values(), key=lambda m: NO_STEP if m.facts.step is None else m.facts.step)
 
 
-def _sources(path: str) -> list[tuple[str, Source]]:
+def _runs(path: str) -> tuple[Sequence[Run], str]:
+    """Return the runs that are there now, or the reason why there are none."""
+    if is_url(path):
+        refresh(path)
     try:
-        return [(run.name, source) for run in find_runs([path]) for source in run.sources]
-    except (InputError, OSError):
-        return []
+        return find_runs([path]), ""
+    except (InputError, OSError) as error:
+        return (), str(error)
 
 
 def _reason(result: Measured) -> str:

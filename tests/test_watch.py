@@ -1,10 +1,14 @@
 import shutil
 
+import bucket
 import numpy as np
 import pytest
 from build import collapsed_layer, random_layer, table
 
+from qkspec import watch
 from qkspec.analysis import Settings, assemble
+from qkspec.checkpoints.files import LocalFolder
+from qkspec.checkpoints.sequence import Run, Source
 from qkspec.metrics import names
 from qkspec.readings import concatenate
 from qkspec.theorem import Limits, Verdict
@@ -40,7 +44,7 @@ def copied(source, run, step):
 
 
 def names_of(found):
-    return [None if arrival is None else arrival.source.name for arrival in found]
+    return [None if isinstance(arrival, str) else arrival.source.name for arrival in found]
 
 
 def test_each_complete_checkpoint_once_in_the_order_of_steps(lost, tmp_path):
@@ -57,7 +61,10 @@ def test_each_complete_checkpoint_once_in_the_order_of_steps(lost, tmp_path):
 def test_a_run_that_does_not_exist_yet(lost, tmp_path):
     run = tmp_path / "run"
     clock = Clock(nothing, copied(lost, run, 0), nothing)
-    assert "step-000000" in names_of(arrivals(str(run), every=5, idle=30, sleep=clock))
+    found = list(arrivals(str(run), every=5, idle=30, sleep=clock))
+    assert "step-000000" in names_of(found)
+    assert "does not exist" in found[0]
+    assert found[-1] == ""
 
 
 def test_a_checkpoint_that_still_grows_is_left_alone_until_it_stops(lost, tmp_path):
@@ -73,7 +80,7 @@ def test_a_checkpoint_that_still_grows_is_left_alone_until_it_stops(lost, tmp_pa
         lambda: seen.append("whole") or file.write_bytes(whole), nothing, nothing,
     )  # fmt: skip
     for arrival in arrivals(str(run), every=1, idle=4, sleep=clock):
-        seen += [arrival.source.name] if arrival else []
+        seen += [] if isinstance(arrival, str) else [arrival.source.name]
     assert seen == ["step-000000", "whole", "step-000020"]
 
 
@@ -94,7 +101,7 @@ def test_moments_of_a_run_that_collapses(lost, tmp_path):
     for step in STEPS:
         copied(lost, run, step)()
     found = follow(arrivals(str(run), every=1, idle=2, sleep=Clock()), Settings())
-    moments = [moment for moment in found if moment is not None]
+    moments = [moment for moment in found if not isinstance(moment, str)]
     assert [moment.step for moment in moments] == list(STEPS)
     assert [moment.verdict for moment in moments] == ["sound", "sound", "warned", "lost", "lost"]
     assert [moment.before for moment in moments] == ["", "sound", "sound", "warned", "lost"]
@@ -113,11 +120,50 @@ def test_what_cannot_be_measured_is_said_once(lost, tmp_path):
     copied(lost, run, 0)()
     config = run / "step-000000" / "config.json"
     config.write_text(config.read_text().replace('"n_head": 2', '"n_head": 7'))
-    moments = [m for m in follow(arrivals(str(run), every=1, idle=3, sleep=Clock()), Settings()) if m is not None]
+    found = follow(arrivals(str(run), every=1, idle=3, sleep=Clock()), Settings())
+    moments = [moment for moment in found if not isinstance(moment, str)]
     assert len(moments) == 1
     assert moments[0].report is None
     assert moments[0].problem
     assert not moments[0].alarming
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_run_in_a_bucket(lost, monkeypatch):
+    with bucket.served() as (port, client):
+        bucket.use(monkeypatch, port)
+        client.create_bucket(Bucket="runs")
+
+        def put(step, name, size=None):
+            body = (lost / f"step-{step:06d}" / name).read_bytes()[:size]
+            client.put_object(Bucket="runs", Key=f"lost/step-{step:06d}/{name}", Body=body)
+
+        def whole(step):
+            return lambda: [put(step, name) for name in ("config.json", "model.safetensors")]
+
+        clock = Clock(
+            whole(0), nothing, whole(40), lambda: put(200, "model.safetensors", 50_000), whole(200),
+            nothing, nothing, nothing,
+        )  # fmt: skip
+        said, moments = [], []
+        for moment in follow(arrivals("s3://runs/lost", every=1, idle=3, sleep=clock), Settings()):
+            (said if isinstance(moment, str) else moments).append(moment)
+        assert [moment.step for moment in moments] == [0, 40, 200]
+        assert [moment.verdict for moment in moments] == ["sound", "warned", "lost"]
+        assert "s3://runs/lost: does not exist" in said[0]
+        assert not any(said[2:])
+
+
+def test_a_measured_checkpoint_at_a_url_is_asked_for_no_more(monkeypatch):
+    asked = []
+
+    source = {step: Source(f"step-{step}", f"s3://b/step-{step}", step, LocalFolder(".")) for step in (1, 2)}
+    monkeypatch.setattr(Source, "fingerprint", lambda self: asked.append(self.step) or f"{self.step}")
+    monkeypatch.setattr(watch, "refresh", lambda url: None)
+    monkeypatch.setattr(watch, "find_runs", lambda paths: (Run("b", tuple(source.values()), paths[0]),))
+    assert [n for n in names_of(arrivals("s3://b", every=1, idle=3, sleep=Clock())) if n] == ["step-1", "step-2"]
+    assert asked.count(1) == 2
+    assert asked.count(2) > 2
 
 
 def judged(*tables):

@@ -29,9 +29,13 @@ class Lines(StrEnum):
 
 
 def watch(
-    path: Annotated[str, typer.Argument(help="Folder of the run; it need not exist yet.", metavar="DIR")],
+    path: Annotated[
+        str, typer.Argument(help="Folder or URL of the run; it need not exist yet.", metavar="DIR", show_default=False)
+    ],
     *,
-    every: Annotated[float, typer.Option("--every", help="Seconds between looks.", min=0.1)] = 10.0,
+    every: Annotated[
+        float | None, typer.Option("--every", help="Seconds between looks [10; at a URL 60].", min=0.1)
+    ] = None,
     on_alert: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +61,8 @@ def watch(
     limit: LimitOptions = None,
 ) -> None:
     """Follow a run: measure each new complete checkpoint once, one line each. Ctrl-C ends it."""
+    from qkspec.checkpoints.remote import is_url
+    from qkspec.cli.progress import say
     from qkspec.cli.settings import Flags, load_file, settings
     from qkspec.watch import arrivals, follow
 
@@ -64,8 +70,13 @@ def watch(
     command = _command(on_alert)
     flags = Flags(sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, 1)
     chosen = settings(flags, *load_file())
-    for moment in follow(arrivals(path, every=every, idle=until_idle), chosen):
-        if moment is None:
+    pause = every or (60.0 if is_url(path) else 10.0)
+    said = ""
+    for moment in follow(arrivals(path, every=pause, idle=until_idle), chosen):
+        if isinstance(moment, str):
+            if moment not in ("", said):
+                say(f"waiting: {moment.partition('; ')[0]}")
+            said = moment
             continue
         facts = facts_of(moment)
         line = json.dumps(facts, allow_nan=False) if output_format is Lines.JSON else sentence(moment, facts)
