@@ -5,25 +5,44 @@ A file is safetensors. Its tensors are named by the attention module ("h.0.attn"
 (batch, tokens, d), or (tokens, d). What a cross-attention's keys are given stands beside it as "<module>.keys".
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qkspec.checkpoints.memory import from_state_dict
 from qkspec.checkpoints.sequence import open_checkpoint
+from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError
 from qkspec.layouts.find import plan
 from qkspec.qk import QKLayer
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 KEYS = ".keys"
 MAX_TOKENS, MAX_SEQUENCES = 512, 16  # of which maps are made: their memory grows with the square of the tokens
 ARGUMENTS = ("hidden_states", "query", "x", "query_states")
 KEY_ARGUMENTS = ("key_value_states", "encoder_hidden_states", "key", "context")
+
+
+class Runner(Protocol):
+    """Runs the models of checkpoints, and says what their attention maps are then: see qkspec.running.
+
+    ``kind`` is that of the maps, one of ``theorem.KINDS``.
+    """
+
+    kind: str
+
+    def __call__(self, checkpoint: Checkpoint, layer: QKLayer) -> Mapping[str, F64]:
+        """Return the columns of one module's maps, (heads,) each.
+
+        Raises:
+            InputError: the checkpoint's model cannot be run.
+        """
 
 
 def load(path: str | Path) -> dict[str, F32]:
@@ -80,31 +99,52 @@ def record(model: Any, *args: Any, config: Mapping[str, Any] | None = None, **kw
     plain = config if config is not None else own.to_dict() if hasattr(own, "to_dict") else {}
     names = [module.name for module in plan(from_state_dict(model.state_dict(), plain)).modules]
     found: dict[str, F32] = {}
+
+    def keep(name: str, x: F32, y: F32 | None) -> None:
+        found[name] = x
+        if y is not None:
+            found[name + KEYS] = y
+
+    with torch.no_grad(), watching(model, names, keep):
+        model(*args, **kwargs)
+    return found
+
+
+@contextmanager
+def watching(model: Any, names: Sequence[str], seen: Callable[[str, F32, F32 | None], None]) -> Iterator[None]:
+    """Call ``seen`` with what each attention module is given, whenever the model runs within the block.
+
+    Args:
+        model: a torch module.
+        names: paths of its attention modules; a wrapper's name may stand in front of them in the model.
+        seen: is given the path, what the queries come from, (batch, tokens, d), and the keys if that is something else.
+    """
     handles = []
     for name, module in model.named_modules():
         owner = next((known for known in names if name == known or name.endswith("." + known)), None)
         if owner is not None:
-            handles.append(module.register_forward_pre_hook(_keeper(found, owner), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_hook(owner, seen), with_kwargs=True))
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
-def _keeper(found: dict[str, F32], name: str) -> Any:
-    def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _hook(name: str, seen: Callable[[str, F32, F32 | None], None]) -> Any:
+    def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         tensors = [value for value in args if hasattr(value, "detach") and value.ndim == 3]
         x = next((kwargs[key] for key in ARGUMENTS if key in kwargs), tensors[0] if tensors else None)
         y = next((kwargs[key] for key in KEY_ARGUMENTS if kwargs.get(key) is not None), None)
         if x is not None:
-            found[name] = x.detach().float().cpu().numpy()
-        if y is not None:
-            found[name + KEYS] = y.detach().float().cpu().numpy()
+            seen(name, _array(x), None if y is None else _array(y))
 
-    return keep
+    return hook
+
+
+def _array(x: Any) -> F32:
+    values: F32 = x.detach().float().cpu().numpy()
+    return values
 
 
 def _cut(x: F32) -> F32:

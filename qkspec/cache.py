@@ -34,7 +34,7 @@ _MAGIC = b"qkspec\x01\n"
 _MAX_ENTRY = 1 << 28
 _IN_MEMORY = 1 << 24  # bytes of singular values before they go to a file
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file belongs to a run that was killed
-_NOT_NUMBERS = {"limits", "workers", "engine", "ray_address", "cache", "keep_spectra", "activations"}
+_NOT_NUMBERS = {"limits", "workers", "engine", "ray_address", "cache", "keep_spectra", "activations", "runner"}
 
 
 def default_folder() -> Path:
@@ -177,7 +177,7 @@ class Joined(Mapping[str, F64]):
 
 def _key(source: Source, stamp: str, settings: Settings) -> str | None:
     """Return 40 hexadecimal digits for a checkpoint's content and all that decides its numbers; None if it is open."""
-    if settings.activations is not None:
+    if settings.activations is not None or settings.runner is not None:
         return None
     chosen: dict[str, str] = {}
     for item in fields(settings):

@@ -111,6 +111,10 @@ class Report:
         """Return the conditions behind one row's verdict."""
         return theorem.evidence(self.readings, self.limits, row, float(self.random_rank[row]))
 
+    def confidence(self) -> NDArray[np.object_]:
+        """Return how sure each row's malignant verdict is, (rows,) words: see ``theorem.confidence``."""
+        return theorem.confidence(self.readings, self.limits, self.verdicts)
+
     def against_baseline(self, row: int) -> tuple[Condition, ...]:
         """Return how one row lies to the bands of the baseline; a condition holds where the head leaves its band."""
         if self.bands is None:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkspec import activations, embeddings, metrics
+from qkspec.activations import Runner
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import Engine
-from qkspec.errors import QkspecError
+from qkspec.errors import InputError, QkspecError
 from qkspec.judging import CheckpointFacts
 from qkspec.layouts.find import Module, Plan, plan
 from qkspec.layouts.layout import Layout
@@ -44,6 +45,7 @@ class Settings:
         offsets: token distances Δ at which rotary modules are measured as well.
         embeddings: predict maps of embedded tokens, too, where the checkpoint has the embeddings.
         activations: file of real activations, whose maps are measured beside the predicted ones.
+        runner: runs each checkpoint's model for its maps (qkspec.running); it is asked in this process if workers is 1.
         device: "cpu", "cuda", "mps", or "auto", which chooses by the work and by what there is.
         engine: where the work is done.
         ray_address: of a running Ray cluster; None starts one on this machine.
@@ -65,6 +67,7 @@ class Settings:
     offsets: tuple[int, ...] = ()
     embeddings: bool = False
     activations: str | None = None
+    runner: Runner | None = None
     device: str = "cpu"
     engine: Engine = Engine.LOCAL
     ray_address: str | None = None
@@ -74,8 +77,10 @@ class Settings:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the metric columns."""
-        real = self.activations is not None
-        return metrics.names(self.sizes, self.offsets, activations=real, embeddings=self.embeddings)
+        kinds = {self.runner.kind} if self.runner is not None else set()
+        kinds |= {"embedded"} if self.embeddings else set()
+        kinds |= {"measured"} if self.activations is not None else set()
+        return metrics.names(self.sizes, self.offsets, kinds)
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,11 @@ def _part(
     if settings.activations is not None:
         given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)
         values |= metrics.on_activations(layer, *given)
+    if settings.runner is not None:
+        try:
+            values |= settings.runner(checkpoint, layer)
+        except InputError as error:  # it is judged by what the weights alone predict
+            remarks = (*remarks, str(error))
     return Part(index, values, sigma, layer.softmax and layer.qk_norm is None, remarks)
 
 

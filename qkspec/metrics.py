@@ -1,7 +1,7 @@
 """The metrics of a head: each a pure function of its singular values, and METRICS, one line each."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,8 +25,11 @@ from qkspec.spectrum import Spectra, spectra
 F64 = NDArray[np.float64]
 
 DEFAULT_SIZES = (1, 2, 4, 8)  # the s of sec_s
-EMBEDDED = ("embedded_entropy", "embedded_rank", "embedded_diagonal", "embedded_columns", "embedded_logit_std")
-MEASURED = ("measured_entropy", "measured_rank", "measured_diagonal", "measured_columns", "measured_logit_std")
+EMBEDDED, RANDOM, MEASURED = (  # columns of maps of given inputs, by what these were
+    tuple(f"{kind}_{index}" for index in ("entropy", "rank", "diagonal", "columns", "logit_std"))
+    for kind in ("embedded", "random", "measured")
+)
+_GIVEN = {"embedded": EMBEDDED, "random": RANDOM, "measured": MEASURED}
 
 
 def sec(sigma: F64, s: int) -> F64:
@@ -226,9 +229,9 @@ def on_activations(
         layer: the module.
         x: (batch, tokens, d) what its query projection was given in a forward pass, behind the input norm.
         y: (batch, tokens, d') likewise for the keys; None in self-attention.
-        kind: "measured" for real activations, "embedded" for embeddings of random tokens.
+        kind: "measured" for real activations, "random" for those of random tokens, "embedded" for embeddings of such.
     """
-    columns = MEASURED if kind == "measured" else EMBEDDED
+    columns = _GIVEN[kind]
     if x is None:
         return {name: np.full(layer.heads, np.nan) for name in columns}
     indices, std = measured(layer, x.astype(np.float32), None if y is None else y.astype(np.float32))
@@ -282,15 +285,13 @@ def sec_metrics(sizes: Sequence[int]) -> tuple[Metric, ...]:
 def names(
     sizes: Sequence[int] = DEFAULT_SIZES,
     offsets: Sequence[int] = (),
-    *,
-    activations: bool = False,
-    embeddings: bool = False,
+    kinds: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Return the metric columns in the order of heads.csv; those of offsets and of activations stand last."""
+    """Return the metric columns in the order of heads.csv; those of offsets and of ``kinds`` of maps stand last."""
     ordered = [metric.name for metric in METRICS]
     at = ordered.index("s99") + 1
     further = [f"{name}_at_{offset}" for offset in offsets for name in ("sigma1", "sec_star")]
-    further += [*(EMBEDDED if embeddings else ()), *(MEASURED if activations else ())]
+    further += [column for kind, columns in _GIVEN.items() if kind in kinds for column in columns]
     return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further)
 
 

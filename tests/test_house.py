@@ -21,7 +21,7 @@ FLOORS = (
     ("analysis", "judging", "activations", "embeddings", "maps", "measuring", "streaming", "cache", "terms"),
     ("gate", "comparison", "audit"),
     ("reports", "watch", "callbacks", "train"),
-    ("cli", "__main__"),
+    ("cli", "running", "__main__"),
 )
 MAX_LINES = 400
 

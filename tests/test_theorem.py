@@ -7,7 +7,7 @@ from oracles import orthonormal, planted
 
 from qkspec.errors import UsageError
 from qkspec.readings import Readings, text
-from qkspec.theorem import Condition, Limits, Verdict, classify, evidence
+from qkspec.theorem import Condition, Limits, Verdict, classify, confidence, evidence
 
 
 def judge(readings, limits=None, *, applicable=True, random_rank=30.0):
@@ -131,6 +131,24 @@ def test_the_papers_strict_sec_is_an_option():
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        (CONCENTRATED | LARGE | SPARSE, "suspect"),
+        (CONCENTRATED | SPARSE | {"freezing_ratio": 1.2}, "certain"),
+        (CONCENTRATED | LARGE | SPARSE | {"embedded_entropy": 0.2}, "suspect"),
+        (CONCENTRATED | LARGE | {"random_entropy": 0.2, "random_rank": 0.1}, "measured"),
+        (CONCENTRATED | LARGE | {"measured_entropy": 0.2, "measured_rank": 0.1}, "measured"),
+        (LARGE, ""),
+    ],
+)
+def test_how_sure_a_malignant_verdict_is(values, word):
+    one = row(**values)
+    verdicts = classify(one, Limits(), np.array([True]), np.array([30.0]))
+    assert (verdicts[0] is Verdict.MALIGNANT) == bool(word)
+    assert confidence(one, Limits(), verdicts).tolist() == [word]
 
 
 def test_evidence_names_the_error_of_what_was_drawn_by_lot():

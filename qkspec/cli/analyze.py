@@ -31,6 +31,7 @@ from qkspec.cli.options import (
     RayAddress,
     Revisions,
     Sizes,
+    Text,
     Verbose,
     Workers,
 )
@@ -69,6 +70,7 @@ def analyze(
     offsets: Offsets = None,
     embeddings: Embeddings = None,
     activations: Activations = None,
+    text: Text = None,
     baseline: Baseline = None,
     margin: Margin = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report directory here.")] = None,
@@ -94,7 +96,7 @@ def analyze(
         sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
         eigenvalues=out is not None or output_format is OutputFormat.CSV,  # only the table of heads shows them
-        offsets=offsets, activations=activations, embeddings=embeddings, revisions=revisions,
+        offsets=offsets, activations=activations, text=text, embeddings=embeddings, revisions=revisions,
     )  # fmt: skip
     if out is not None:  # a mistake in what is asked for is told before the work, not after it
         from qkspec.reports.directory import check_target, write_directory
@@ -149,7 +151,11 @@ def show(report: "Report", output_format: OutputFormat) -> None:
 
 def further_lines(report: "Report") -> list[str]:
     """Return what the summary's table has no place for: the loss, flags of heads, a baseline, offsets, real maps."""
-    from qkspec.cli.telling import baseline_lines, measured_lines, offset_lines, story_lines
+    from qkspec.cli import telling
 
-    lines = [*story_lines(report), *baseline_lines(report), *offset_lines(report), *measured_lines(report)]
+    said = (
+        telling.confidence_lines, telling.story_lines, telling.baseline_lines, telling.offset_lines,
+        telling.measured_lines,
+    )  # fmt: skip
+    lines = [line for say in said for line in say(report)]
     return ["", *lines] if lines else []

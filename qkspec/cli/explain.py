@@ -54,12 +54,13 @@ def _metrics() -> dict[str, str]:
         "diagonal": "mean mass on the diagonal",
         "columns": "distinct arg-max columns / tokens",
     }
-    entries |= {f"measured_{name}": f"{text} of the real maps (--activations)" for name, text in more.items()}
-    entries |= {
-        f"embedded_{name}": f"{text} of the map of embedded tokens (--embeddings)" for name, text in more.items()
+    more["logit_std"] = "standard deviation of the logits"
+    kinds = {
+        "embedded": "with embedded random tokens for inputs (--embeddings)",
+        "random": "with the model run on random tokens (--text random)",
+        "measured": "with the model run on a text (--text FILE), or with given inputs (--activations)",
     }
-    entries["embedded_logit_std"] = "standard deviation of the logits of embedded random tokens (--embeddings)"
-    entries["measured_logit_std"] = "standard deviation of the real logits (--activations)"
+    entries |= {f"{kind}_{name}": f"{what} {how}" for kind, how in kinds.items() for name, what in more.items()}
     entries["sigma1_at"] = "σ_1 of W_q'R_Δ W_k, which joins a query to a key Δ tokens before it (rotary, --offsets)"
     entries["sec_star_at"] = "SEC(d_q, s*) of W_q'R_Δ W_k (rotary, --offsets)"
     return entries

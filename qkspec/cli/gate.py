@@ -29,6 +29,7 @@ from qkspec.cli.options import (
     Quiet,
     RayAddress,
     Revisions,
+    Text,
     Verbose,
     Workers,
 )
@@ -81,6 +82,7 @@ def gate(
     margin: Margin = None,
     embeddings: Embeddings = None,
     activations: Activations = None,
+    text: Text = None,
     layers: Layers = None,
     heads: Heads = None,
     num_heads: NumHeads = None,
@@ -118,7 +120,7 @@ def gate(
     flags = Flags(
         None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
         device, engine, ray_address, cache, no_cache,
-        activations=activations, embeddings=embeddings, revisions=revisions,
+        activations=activations, text=text, embeddings=embeddings, revisions=revisions,
     )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None

@@ -47,6 +47,8 @@ def measure(
     if saved:
         if len(paths) > 1:
             raise UsageError(f"{saved[0]}: a saved report is given alone, not beside other paths")
+        if chosen.runner is not None:
+            raise UsageError(f"{saved[0]}: a saved report holds no model to run; give the checkpoints with --text")
         return _saved(saved[0], chosen)
     runs = find_runs(paths, revisions=flags.revisions or "")
     for run in runs if verbose else ():

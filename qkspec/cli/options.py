@@ -111,6 +111,16 @@ Activations = Annotated[
         rich_help_panel=_MEASURE,
     ),
 ]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        help="Run each checkpoint's model on this file's first 2,048 tokens, or on random ones (--text random), and"
+        " judge by its own maps. The whole model must fit into memory in float32, twice while it loads. Needs"
+        " qkspec[transformers]; runs of qkspec train need torch alone.",
+        rich_help_panel=_MEASURE,
+    ),
+]
 Embeddings = Annotated[
     bool | None,
     typer.Option(

@@ -12,12 +12,13 @@ from qkspec.engine import Engine
 from qkspec.errors import UsageError
 
 if TYPE_CHECKING:
+    from qkspec.activations import Runner
     from qkspec.analysis import Settings
 
 MAX_SETTINGS_BYTES = 1 << 20
 KEYS = (
     "s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate",
-    "device", "engine", "ray_address", "cache", "offsets", "activations", "embeddings",
+    "device", "engine", "ray_address", "cache", "offsets", "activations", "text", "embeddings",
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class Flags:
     eigenvalues: bool = False
     offsets: str | None = None
     activations: str | None = None
+    text: str | None = None
     embeddings: bool | None = None
     revisions: str | None = None
 
@@ -87,12 +89,15 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
 
     Raises:
         UsageError: a value is not of its kind.
+        InputError: a text cannot be read.
     """
     from qkspec.analysis import Settings
     from qkspec.metrics import DEFAULT_SIZES
     from qkspec.theorem import Limits
 
     sizes = flags.sizes or _whole_numbers(table.get("s"), f"{where}: s")
+    activations = flags.activations or _text(table, "activations", where)
+    runner = _runner(flags.text or _text(table, "text", where), activations)
     limits = {**_mapping(table.get("limits", {}), f"{where}: limits"), **_pairs(flags.limits or [])}
     return Settings(
         sizes=tuple(dict.fromkeys(_positive(sizes))) if sizes else DEFAULT_SIZES,
@@ -103,7 +108,7 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         num_kv_heads=_whole(flags.num_kv_heads, table, "num_kv_heads", where),
         context=_whole(flags.context, table, "context", where),
         layout=_layout(flags.layout or table.get("layout")),
-        workers=_whole(flags.workers, table, "workers", where) or 0,
+        workers=1 if runner else _whole(flags.workers, table, "workers", where) or 0,
         device=_one_of(Device, flags.device, table, "device", where) or Device.AUTO.value,
         engine=Engine(_one_of(Engine, flags.engine, table, "engine", where) or Engine.LOCAL),
         ray_address=flags.ray_address or _text(table, "ray_address", where),
@@ -114,8 +119,19 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
             sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
         ),
         embeddings=_switch("embeddings", table, where) if flags.embeddings is None else flags.embeddings,
-        activations=flags.activations or _text(table, "activations", where),
+        activations=activations,
+        runner=runner,
     )
+
+
+def _runner(text: str | None, activations: str | None) -> "Runner | None":
+    if text is None:
+        return None
+    if activations is not None:
+        raise UsageError("--text and --activations both say what the real attention maps are; give one of them")
+    from qkspec.running import TextRunner
+
+    return TextRunner(text)
 
 
 def numbers(text: object, name: str) -> frozenset[int]:

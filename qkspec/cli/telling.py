@@ -90,9 +90,27 @@ def offset_lines(report: "Report") -> Iterator[str]:
 
 
 def measured_lines(report: "Report") -> Iterator[str]:
-    """Say how the predicted maps compare with those on real activations."""
-    real, said = report.readings.metric("measured_entropy"), report.readings.metric("predicted_entropy")
-    both = np.isfinite(real) & np.isfinite(said)
-    if both.any():
-        bias = float(np.mean(said[both] - real[both]))
-        yield f"maps of {both.sum()} heads measured on real activations: predicted entropy lies {bias:+.2f} from theirs"
+    """Say how the predicted maps compare with those of a running model."""
+    said = report.readings.metric("predicted_entropy")
+    for kind, what in (("measured", "real activations"), ("random", "random tokens through the model")):
+        real = report.readings.metric(f"{kind}_entropy")
+        both = np.isfinite(real) & np.isfinite(said)
+        if both.any():
+            bias = float(np.mean(said[both] - real[both]))
+            yield f"maps of {both.sum()} heads measured on {what}: predicted entropy lies {bias:+.2f} from theirs"
+
+
+def confidence_lines(report: "Report") -> Iterator[str]:
+    """Say how sure the malignant heads of each run's last checkpoint are, where some of them are not measured."""
+    from qkspec.theorem import CERTAIN, SUSPECT, Verdict
+
+    found = report.confidence()
+    for run, rows in report.readings.groups("run"):
+        names = report.readings["checkpoint"]
+        bad = rows & (names == names[rows][-1]) & (report.verdicts == Verdict.MALIGNANT)
+        certain, suspect = (int((bad & (found == word)).sum()) for word in (CERTAIN, SUSPECT))
+        if certain or suspect:
+            yield (
+                f"{run}: by weights alone {certain} of {int(bad.sum())} malignant heads are certain"
+                f" (κ ≥ {report.limits.certain:g}), {suspect} suspect; --text measures maps where the model can run"
+            )

@@ -177,10 +177,11 @@ def _first(view: RunView) -> Json | None:
 
 def _heads(report: Report, troubled: list[tuple[RunView, int]]) -> list[Json]:
     rows = [row for _, row in troubled]
-    conditions, bands = _evidence(report, rows), against_baseline(report, rows)
+    conditions, bands, sure = _evidence(report, rows), against_baseline(report, rows), report.confidence()
     return [
         {
             **_head(report, row),
+            "confidence": sure[row] or None,
             "since_step": _since(view, row),
             "evidence": conditions[row],
             "flags": _flags(view, row),

@@ -148,10 +148,10 @@ def test_what_a_report_and_a_policy_hold_can_be_looked_up():
 
     from qkspec.metrics import names
     from qkspec.policy import Policy
-    from qkspec.theorem import Limits, Verdict
+    from qkspec.theorem import KINDS, Limits, Verdict
 
     known = terms()
-    wanted = {*names((1, 2, 4, 8), activations=True, embeddings=True), *(v.value.replace(" ", "_") for v in Verdict)}
+    wanted = {*names((1, 2, 4, 8), kinds=KINDS), *(v.value.replace(" ", "_") for v in Verdict)}
     wanted |= {f"limit_{f.name}" for f in fields(Limits)} | {f.name for f in fields(Policy)}
     assert wanted <= set(known)
     assert all(known[f"limit_{f.name}"].split(": ", 1)[1] for f in fields(Limits))

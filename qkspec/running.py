@@ -1,0 +1,276 @@
+"""Run a checkpoint's own model on a text, or on random tokens, and read the attention maps off what its modules see.
+
+What the weights alone predict rests on isotropic tokens; the maps of a run do not. The price is memory: the whole
+model is held in float32, and while it loads its weights are there twice. Of the hidden states nothing is kept: each
+module's maps are made and read when its input passes by.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkspec.activations import watching
+from qkspec.callbacks import live
+from qkspec.checkpoints.store import Checkpoint
+from qkspec.errors import InputError, QkspecError
+from qkspec.layouts.find import plan
+from qkspec.layouts.load import read
+from qkspec.metrics import on_activations
+from qkspec.qk import QKLayer
+
+F64 = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+RANDOM = "random"
+SEQUENCES, LENGTH = 4, 512  # as many tokens of a text as that, or fewer where the model's context is shorter
+_LEAST = 8  # tokens in a row
+_SEED = 0  # of random tokens: the same for every checkpoint
+_BYTES = 256  # a vocabulary of this size without a tokenizer is one of bytes
+_TEXT_BYTES = 1 << 16  # read of a text: no tokenizer makes fewer than one token of 32 bytes
+_TRAINER, _MAX_JSON = "trainer_state.json", 1 << 26
+_TROUBLE = (
+    ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, OSError, ImportError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A model that can be run: ``config`` as of its config.json, ``inputs`` one forward pass each."""
+
+    model: Any
+    config: Mapping[str, Any]
+    inputs: tuple[Mapping[str, Any], ...]
+
+
+class TextRunner:
+    """The ``Runner`` of ``Settings``: runs each checkpoint once, for all of its modules.
+
+    Models of transformers are built from the checkpoint's config by the installed package, never by code that comes
+    with the checkpoint, and those of ``qkspec train`` by this one. The weights come through qkspec's own reader.
+
+    Args:
+        text: a file of UTF-8 text, or "random" for random tokens (for images: noise).
+
+    Raises:
+        InputError: the file cannot be read, or is too short.
+    """
+
+    def __init__(self, text: str | Path) -> None:
+        self._random = str(text) == RANDOM
+        self.kind = "random" if self._random else "measured"
+        self._text = b"" if self._random else _read(Path(text))
+        self._last: tuple[str, Mapping[tuple[str, int], list[Mapping[str, F64]]] | InputError] | None = None
+
+    def __call__(self, checkpoint: Checkpoint, layer: QKLayer) -> Mapping[str, F64]:
+        """Return the columns of one module's maps, (heads,) each.
+
+        Raises:
+            InputError: the checkpoint's model cannot be run, or its modules are not those of the checkpoint.
+        """
+        key = f"{checkpoint.path}\0{checkpoint.name}"
+        if self._last is None or self._last[0] != key:
+            self._last = None  # the model before goes before the next one comes
+            try:
+                self._last = key, self._run(checkpoint)
+            except InputError as error:
+                self._last = key, error
+        found = self._last[1]
+        if isinstance(found, InputError):
+            raise found
+        values = found.get((layer.block, layer.layer), [])
+        if len(values) != 1 or len(next(iter(values[0].values()))) != layer.heads:
+            raise _cannot(f"nothing passed through its attention module {layer.name} alone")
+        return values[0]
+
+    def _run(self, checkpoint: Checkpoint) -> Mapping[tuple[str, int], list[Mapping[str, F64]]]:
+        """Return (block, layer) to the columns of each such module, the mean over the forward passes."""
+        import torch
+
+        try:
+            running = self._own(checkpoint) or self._of_transformers(checkpoint)
+            alive = live.checkpoint_of(running.model, running.config, checkpoint.step or 0)
+            found = plan(alive)
+            modules = {module.name: module for module in found.modules}
+            sums: dict[str, Mapping[str, F64]] = {}
+
+            def seen(name: str, x: NDArray[np.float32], y: NDArray[np.float32] | None) -> None:
+                values = on_activations(read(alive, found, modules[name]), x, y, kind=self.kind)
+                before = sums.get(name)
+                sums[name] = values if before is None else {n: before[n] + values[n] for n in values}
+
+            with torch.no_grad(), watching(running.model, list(modules), seen):
+                for batch in running.inputs:
+                    running.model(**batch)
+        except InputError:
+            raise
+        except QkspecError as error:
+            raise _cannot(str(error)) from error
+        except _TROUBLE as error:
+            raise _cannot(f"{type(error).__name__}: {error}") from error
+        out: dict[tuple[str, int], list[Mapping[str, F64]]] = {}
+        for name, values in sums.items():
+            mean = {column: total / len(running.inputs) for column, total in values.items()}
+            out.setdefault((modules[name].block, modules[name].layer), []).append(mean)
+        return out
+
+    def _own(self, checkpoint: Checkpoint) -> _Running | None:
+        """Build a model that ``qkspec train`` saved; None for any other."""
+        from qkspec.train.config import TrainConfig
+        from qkspec.train.models import registry
+
+        settings = _train_config(Path(checkpoint.path))
+        if settings is None:
+            return None
+        config = TrainConfig(**settings)
+        module = registry.module(config.model)
+        model = module.build(config).eval()
+        missing = model.load_state_dict(_state(checkpoint), strict=False).missing_keys
+        _check_whole([name for name in missing if not (config.tied and name == "lm_head.weight")])
+        described = module.config_json(config)
+        if registry.kind(config.model).data == "images":
+            shape = (config.channels, config.image_size, config.image_size)
+            return _Running(model, described, (self._noise("images", shape),))
+        return _Running(model, described, self._batches("ids", config.vocab, config.context, None))
+
+    def _of_transformers(self, checkpoint: Checkpoint) -> _Running:
+        """Build a model of Hugging Face transformers from a checkpoint's config and weights."""
+        import torch
+
+        try:
+            import transformers
+            from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        except ImportError as error:
+            raise _cannot("it needs transformers: pip install 'qkspec[transformers]'") from error
+
+        kind = checkpoint.config.get("model_type")
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            raise _cannot(f"transformers {transformers.__version__} has no model_type {kind!r}")
+        if "quantization_config" in checkpoint.config:
+            raise _cannot("its weights are quantised")
+        config = CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+        with _silent(transformers):
+            model, found = _class(transformers, config).from_pretrained(
+                None, config=config, state_dict=_state(checkpoint), dtype=torch.float32, output_loading_info=True
+            )
+        _check_whole(sorted(found["missing_keys"]))
+        model.eval()
+        if model.main_input_name == "pixel_values":
+            own = getattr(config, "vision_config", config)
+            size = own.image_size if isinstance(own.image_size, list | tuple) else (own.image_size,) * 2
+            return _Running(model, config.to_dict(), (self._noise("pixel_values", (own.num_channels, *size)),))
+        text = config.get_text_config()
+        context = getattr(text, "max_position_embeddings", None) or LENGTH
+        tokenizer = None if self._random or text.vocab_size == _BYTES else _tokenizer(checkpoint.path)
+        batches = self._batches("input_ids", text.vocab_size, context, tokenizer)
+        if config.is_encoder_decoder:
+            batches = tuple({**batch, "decoder_input_ids": batch["input_ids"]} for batch in batches)
+        return _Running(model, config.to_dict(), batches)
+
+    def _batches(self, name: str, vocabulary: int, context: int, tokenizer: Any) -> tuple[Mapping[str, Any], ...]:
+        import torch
+
+        rows = self._rows(vocabulary, min(context, LENGTH), tokenizer)
+        return tuple({name: torch.from_numpy(row)[None]} for row in rows)
+
+    def _rows(self, vocabulary: int, length: int, tokenizer: Any) -> Iterator[Ids]:
+        """Yield rows of token ids: random, of a tokenizer, or bytes."""
+        if self._random:
+            yield from np.random.default_rng(_SEED).integers(0, vocabulary, (SEQUENCES, length))
+            return
+        if tokenizer is None and vocabulary != _BYTES:
+            raise _cannot(f"its tokenizer is not beside its weights; put it there, or give --text {RANDOM}")
+        text = self._text.decode("utf-8", "replace")
+        ids = np.array(list(self._text) if tokenizer is None else tokenizer(text)["input_ids"], dtype=np.int64)
+        if len(ids) < _LEAST or ids.max() >= vocabulary:
+            raise _cannot("the text makes too few tokens" if len(ids) < _LEAST else "the tokenizer is another model's")
+        rows = max(min(len(ids) // length, SEQUENCES), 1)
+        yield from (ids[row * length : (row + 1) * length] for row in range(rows))
+
+    def _noise(self, name: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        import torch
+
+        if not self._random:
+            raise _cannot(f"it reads images, not text; give --text {RANDOM}, or --activations")
+        noise = np.random.default_rng(_SEED).standard_normal((SEQUENCES, *shape), dtype=np.float32)
+        return {name: torch.from_numpy(noise)}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_TEXT_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: the text cannot be read ({error.strerror}); give a file, or {RANDOM}") from error
+    if len(text) < _LEAST:
+        raise InputError(f"{path}: {len(text)} bytes of text are too few to run a model on; give a page or more")
+    return text
+
+
+def _train_config(path: Path) -> dict[str, Any] | None:
+    """Return the settings that ``qkspec train`` put beside a checkpoint, None where there are none."""
+    file = (path if path.is_dir() else path.parent) / _TRAINER
+    try:
+        if file.stat().st_size > _MAX_JSON:
+            return None
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    settings = found.get("train_config") if isinstance(found, dict) else None
+    return settings if isinstance(settings, dict) else None
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a checkpoint's floating-point tensors for torch."""
+    import torch
+
+    store = checkpoint.store
+    names = [name for name in store.names() if "float" in store.dtype(name)]
+    return {name: torch.from_numpy(np.array(store.read(name), dtype=np.float32)) for name in names}
+
+
+def _class(transformers: Any, config: Any) -> Any:
+    """Return the class that a config names, if transformers has such a model, else the bare model of its type."""
+    named = getattr(transformers, str((config.architectures or [""])[0]), None)
+    whole = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if whole else transformers.MODEL_MAPPING[type(config)]
+
+
+def _tokenizer(path: str) -> Any:
+    """Return the tokenizer beside the weights of a local folder, None where there is none."""
+    from transformers import AutoTokenizer
+
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+class _silent:  # noqa: N801 - it reads as a statement
+    """Keep transformers from drawing bars and from warning while it loads."""
+
+    def __init__(self, transformers: Any) -> None:
+        self._logging = transformers.utils.logging
+
+    def __enter__(self) -> None:
+        self._level = self._logging.get_verbosity()
+        self._logging.set_verbosity_error()
+        self._logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        self._logging.set_verbosity(self._level)
+        self._logging.enable_progress_bar()
+
+
+def _check_whole(missing: list[str]) -> None:
+    if missing:
+        raise _cannot(f"{len(missing)} of its weights are not in the checkpoint, {missing[0]} first")
+
+
+def _cannot(reason: str) -> InputError:
+    short = " ".join(reason.split())[:200]
+    return InputError(f"its model cannot be run ({short}): judged by what the weights alone predict")
