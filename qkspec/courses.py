@@ -27,11 +27,11 @@ CONFIDENCE = 0.9  # of the forecast's interval, two-sided
 
 @dataclass(frozen=True)
 class Onset:
-    """Where the growth of ln σ_1 changed: one break in a continuous line of two pieces, against a straight line.
+    """Where the growth of a metric's logarithm changed: one break in a line of two pieces, against a straight line.
 
     Args:
         step: (heads,) of the break; NaN where a straight line does as well, or the second piece is not steeper.
-        before, after: (heads,) growth of ln σ_1 a step on either side.
+        before, after: (heads,) growth of the logarithm a step on either side.
         gain: (heads,) how much the break lowers the Bayesian information criterion; above 0 it is worth its two
             parameters, above 10 it is strong.
     """
@@ -72,6 +72,7 @@ class Courses:
         crossed: condition to the first step at which it held.
         held: condition to the step from which it holds to the end.
         onset: change point of ln σ_1.
+        onset_freezing: change point of ln κ, which the norm's gains drive, too.
         forecast: of κ reaching its limit.
         limits: the numbers behind the flags.
     """
@@ -82,6 +83,7 @@ class Courses:
     crossed: Mapping[str, F64]
     held: Mapping[str, F64]
     onset: Onset
+    onset_freezing: Onset
     forecast: Forecast
     limits: Mapping[str, float] = field(default_factory=dict)
 
@@ -90,8 +92,14 @@ class Courses:
         found = [
             Flag("surging", self.surge[head], GROWTH, self.surge_rate[head], SURGE),
             Flag("stagnant", self.stagnant[head], "change of effective_rank", STILL, STILL),
-            Flag("onset", self.onset.step[head], GROWTH, self.onset.after[head], self.onset.before[head]),
         ]  # fmt: skip
+        found += [
+            Flag(name, change.step[head], quantity, change.after[head], change.before[head])
+            for name, change, quantity in (
+                ("onset", self.onset, GROWTH),
+                ("onset of κ", self.onset_freezing, "growth of ln freezing_ratio a step"),
+            )
+        ]
         found += [
             Flag(f"crossing: {name}", steps[head], name, math.nan, self.limits.get(name, math.nan))
             for name, steps in self.crossed.items()
@@ -156,19 +164,19 @@ def stagnation(steps: Steps, rank: F64) -> F64:
     return np.where(long & enough, since, math.nan)
 
 
-def onset(steps: Steps, sigma1: F64) -> Onset:
-    """Find where the growth of ln σ_1 changed for the worse.
+def onset(steps: Steps, values: F64) -> Onset:
+    """Find where the growth of a metric's logarithm, of ln σ_1 or ln κ, changed for the worse.
 
     For every inner checkpoint t the hinge y = a + b·step + c·max(step - t, 0) is fitted by least squares; the best t
-    counts if it beats the straight line by the Bayesian information criterion, c is positive, and σ_1 grew by half
-    after it.
+    counts if it beats the straight line by the Bayesian information criterion, c is positive, and the metric grew by
+    half after it.
 
     Args:
         steps: (n,) increasing.
-        sigma1: (n, heads) positive.
+        values: (n, heads) positive.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        y = np.log(sigma1)
+        y = np.log(values)
     n, heads = y.shape
     best = np.full(heads, math.inf)
     step, before, after = _never(y), _never(y), _never(y)
@@ -266,6 +274,7 @@ def courses(
         {name: first(steps, held) for name, held in conditions.items()},
         {name: settled(steps, held) for name, held in conditions.items()},
         onset(steps, sigma1),
+        onset(steps, freezing),
         forecast(steps, freezing, limits["large"]),
         limits,
     )

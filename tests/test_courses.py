@@ -178,3 +178,15 @@ def test_flags_come_in_the_order_of_steps_with_their_numbers():
     assert found.held["large"][0] == 30
     assert [flag.name for flag in found.flags(1)] == ["stagnant"]
     assert found.flags(0)[0].limit == 0.45
+
+
+def test_a_change_of_κ_alone_is_a_flag_of_its_own():
+    """Gains of the norm that begin to grow show in κ and not in σ_1."""
+    steps = np.arange(0, 100, 10)
+    sigma1, rank = columns(np.exp(0.002 * steps)), columns(np.linspace(9, 5, 10))
+    freezing = columns(0.01 * np.exp(0.002 * steps + 0.05 * np.maximum(steps - 40, 0)))
+    found = courses.courses(steps, sigma1, rank, freezing, {}, {"large": 0.45})
+    (flag,) = found.flags(0)
+    assert (flag.name, flag.step) == ("onset of κ", 40)
+    assert flag.value == pytest.approx(0.052)
+    assert flag.limit == pytest.approx(0.002)

@@ -91,6 +91,7 @@ def _over_time() -> dict[str, str]:
         " third of the run: the spectrum keeps its shape, as where the gradient has died",
         "onset": "flag: the step at which the growth of ln σ_1 changed for the worse: one break in a line of two"
         " pieces, if it beats a straight line by the Bayesian information criterion and σ_1 grew by half after it",
+        "onset_of_κ": "flag: the same change of the growth of ln κ, which the gains of the norm drive as well",
         "crossing": "flag: the first step at which a condition of Theorem 1 held",
         "forecast": "the step at which κ reaches its limit if the exponential through the newest"
         f" {courses.FORECAST_POINTS} checkpoints goes on, with Fieller's {courses.CONFIDENCE:.0%} interval",

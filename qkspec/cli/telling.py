@@ -24,6 +24,7 @@ def flag_lines(run: str, story: "Story") -> Iterator[str]:
     for what, steps in (
         ("surged", course.surge),
         ("began to grow faster", course.onset.step),
+        ("began to grow faster in κ", course.onset_freezing.step),
         ("stood still", course.stagnant),
     ):
         known = np.isfinite(steps)
