@@ -5,6 +5,7 @@ projected as the model does; real hidden states are not isotropic, so predicted 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -128,11 +129,20 @@ def predicted_logits(layer: QKLayer, *, tokens: int = MAP_TOKENS, seed: int = 0)
     Returns:
         (heads, T', T') float32.
     """
-    d, d_k = layer.q.shape[2], layer.k.shape[2]
-    rng = np.random.default_rng((seed, d, d_k, tokens))
-    x = rng.standard_normal((tokens, d), dtype=np.float32)
-    y = x if d == d_k and not layer.block.endswith("cross") else rng.standard_normal((tokens, d_k), dtype=np.float32)
+    x, y = _tokens(seed, layer.q.shape[2], layer.k.shape[2], tokens)
+    if x.shape == y.shape and not layer.block.endswith("cross"):
+        y = x
     return logits(layer, normalised(x, layer.q_input), normalised(y, layer.k_input))
+
+
+@lru_cache(maxsize=4)
+def _tokens(seed: int, d: int, d_k: int, tokens: int) -> tuple[F32, F32]:
+    """Draw (tokens, d) and, for other keys, (tokens, d'): the same for every module, and not to be written to."""
+    rng = np.random.default_rng((seed, d, d_k, tokens))
+    x, y = (rng.standard_normal((tokens, width), dtype=np.float32) for width in (d, d_k))
+    x.setflags(write=False)
+    y.setflags(write=False)
+    return x, y
 
 
 def logits(layer: QKLayer, x: F32, y: F32) -> F32:

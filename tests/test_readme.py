@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from qkspec.cli import COMMANDS, app
+from qkspec.cli import COMMANDS, application
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,14 +59,14 @@ def test_there_are_commands_to_run():
     assert len(list(commands())) >= 8
 
 
-@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_in_the_readme(name):
     assert f"`qkspec {name}" in README or f"qkspec {name} " in README
 
 
-@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_says_what_it_does(name):
-    command = typer.main.get_command(app).commands[name]
+    command = typer.main.get_command(application()).commands[name]
     assert command.help
     for parameter in command.params:
         assert parameter.help, f"{name}: {parameter.name}"

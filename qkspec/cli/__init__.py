@@ -1,44 +1,23 @@
 """The command line: parse, delegate, exit code. One module a command; heavy imports wait inside each."""
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli import analyze, audit, compare, explain, gate, inspect, plot, simulate, train, watch
-from qkspec.engine import one_blas_thread
+from qkspec.cli.words import Command, Group
+from qkspec.engine import one_blas_thread, seldom_collect
 from qkspec.errors import QkspecError
 
-app = typer.Typer(
-    name="qkspec",
-    help="Spectra of W_q'W_k of Transformer checkpoints: diagnosis, a CI gate, and training without warmup (AdamW²).",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-COMMANDS = (
-    ("analyze", analyze.analyze),
-    ("gate", gate.gate),
-    ("compare", compare.compare),
-    ("watch", watch.watch),
-    ("audit", audit.audit),
-    ("inspect", inspect.inspect),
-    ("plot", plot.plot),
-    ("train", train.train),
-    ("simulate", simulate.simulate),
-    ("explain", explain.explain),
-)
-
-for _name, _command in COMMANDS:
-    app.command(_name)(_command)
+WHAT = "Spectra of W_q'W_k of Transformer checkpoints: diagnosis, a CI gate, and training without warmup (AdamW²)."
+COMMANDS = ("analyze", "gate", "compare", "watch", "audit", "inspect", "plot", "train", "simulate", "explain")
 
 # Typer carries its own Click and exports one of its usage errors: the base of that class is every error of the parser.
 _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -48,7 +27,6 @@ class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-@app.callback(invoke_without_command=True)
 def _options(
     *,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -63,20 +41,50 @@ def _options(
         os.environ["QKSPEC_DEBUG"] = "1"
 
 
+def application(argv: Sequence[str] = ()) -> typer.Typer:
+    """Return the program with the one command that ``argv`` names, with all of them where it names none.
+
+    Each command is a function of its own name in a module of its own name.
+    """
+    app = typer.Typer(
+        name="qkspec",
+        help=WHAT,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(cls=Group, invoke_without_command=True)(_options)
+    first = next((word for word in argv if not word.startswith("-")), "")
+    for name in (first,) if first in COMMANDS else COMMANDS:
+        app.command(name, cls=Command)(getattr(import_module(f"qkspec.cli.{name}"), name))
+    return app
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code of cli.md; the only place where an error is printed."""
     one_blas_thread()
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _handled(argv)
+    seldom_collect()
+    try:
+        return _handled(sys.argv[1:])
+    finally:
+        gc.freeze()  # the process ends: its last collections need not look at all that is alive, a tenth of a start
+
+
+def _handled(argv: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(argv, debug=debug)
+        return _run(argv, debug="--debug" in argv)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _run(argv: Sequence[str] | None, *, debug: bool) -> int:  # noqa: PLR0911 - one return an outcome
+def _run(argv: Sequence[str], *, debug: bool) -> int:  # noqa: PLR0911 - one return an outcome
     try:
-        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        code = application(argv)(args=list(argv), standalone_mode=False)
         sys.stdout.flush()
     except QkspecError as error:
         return _fail(error, error.exit_code, debug=debug)
