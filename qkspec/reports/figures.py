@@ -23,7 +23,8 @@ from qkspec.theorem import GRAVITY, Verdict
 F64 = NDArray[np.float64]
 
 MAX_CURVES = 32  # heads of a layer whose own SEC curve is drawn thin beside the median
-LETTERED = 40  # heads in a layer up to which each cell of the map carries its verdict's letter
+CROWDED = 20  # heads in a layer beyond which a map takes the page's width
+LETTERED = 64  # heads in a layer up to which each cell of the map carries its verdict's letter
 
 
 def write(report: Report, folder: Path, *, plot_format: str = "png") -> None:
@@ -54,6 +55,8 @@ def sec_curves(report: Report) -> Figure:
         axis.set_xlabel("$s$, directions")
         _, layer, _, _ = runs[0].modules()[depth]
         axis.set_title(f"layer {layer}")
+        if not report.spectra:
+            axis.annotate("the spectra were not kept", (0.5, 0.5), xycoords="axes fraction", ha="center", color=FAINT)
     axes[0].set_ylabel(r"SEC$(d_q, s)$")
     handles = [
         Line2D([], [], color=SERIES[i % len(SERIES)], label=inert(f"{view.name}, {view.at(-1)}", 48))
@@ -71,7 +74,9 @@ def head_map(report: Report) -> Figure:
     """The freezing ratio of every head at the last checkpoint, layer by head, with the letter of its verdict."""
     runs = list(islice(views(report), MAX_RUNS))
     tallest = max(len(view.modules()) for view in runs)
-    figure, axes, _ = panels(len(runs), height=min(max(1.5 + 0.17 * tallest, 2.0), 8.0), share=False)
+    widest = max(len(columns) for view in runs for *_, columns in view.modules())
+    height = min(max(1.5 + 0.17 * tallest, 2.0), 8.0)
+    figure, axes, _ = panels(len(runs), height=height, share=False, wide=widest > CROWDED)
     norm = LogNorm(0.02, 3.0)
     image = None
     for axis, view in zip(axes, runs, strict=True):
@@ -163,5 +168,5 @@ def _letter_cells(axis: Axes, grid: F64, verdicts: list[list[Verdict | None]]) -
         if verdict is None or verdict in QUIET or small:
             continue
         colour = "white" if not np.isfinite(value) or value < 0.2 else "black"
-        size = min(7.0, 190 / grid.shape[1])
+        size = min(7.0, (380 if grid.shape[1] > CROWDED else 130) / grid.shape[1])
         axis.text(j, i, LOOKS[verdict].letter, ha="center", va="center", fontsize=size, color=colour, weight="bold")

@@ -66,9 +66,9 @@ def styled() -> Iterator[None]:
 
 
 def panels(
-    count: int, *, across: int = 2, height: float = 2.35, share: bool = True, below: float = 0.0
+    count: int, *, across: int = 2, height: float = 2.35, share: bool = True, below: float = 0.0, wide: bool = False
 ) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Return a figure of ``count`` panels, at most ``across`` beside each other, each a column wide.
+    """Return a figure of ``count`` panels, at most ``across`` beside each other: one a column wide, several a page.
 
     Args:
         count: at least 1.
@@ -76,13 +76,14 @@ def panels(
         height: of a panel, in inches.
         share: one y axis for all.
         below: if positive, each panel has a lower one of this share of its height, on the same x axis.
+        wide: one panel a row, as wide as the page.
 
     Returns:
         The figure, the panels, and the lower ones, which share a y axis of their own.
     """
-    columns = min(count, across)
+    columns = 1 if wide else min(count, across)
     rows = -(-count // columns)
-    width = COLUMN if columns == 1 else 2 * COLUMN
+    width = COLUMN if columns == 1 and not wide else 2 * COLUMN
     figure = Figure(figsize=(width, height * rows * (1 + below)), layout="constrained")
     kinds = 2 if below else 1
     grid = figure.add_gridspec(rows * kinds, columns, height_ratios=[1.0, below][:kinds] * rows)

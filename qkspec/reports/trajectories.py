@@ -22,6 +22,7 @@ F64 = NDArray[np.float64]
 
 MAX_RUNS = 6  # runs drawn; the tables have all of them
 MAX_LINES = 400  # quiet heads drawn in a panel, evenly taken; troubled ones are all drawn
+MANY = 60  # troubled heads from which their lines are thin, and markers of turns, which are thinned to about so many
 WIDE = 20.0  # a loss that spans more than this is drawn on a log axis
 _CROSSING: dict[str, Any] = {
     "marker": "o", "linestyle": "none", "markersize": 3.2, "markeredgewidth": 0.7, "markerfacecolor": "white",
@@ -140,14 +141,16 @@ def _draw_lines(axis: Axes, view: RunView, values: F64) -> set[Verdict]:
     calm = np.flatnonzero(np.isin(last, quiet))
     for column in calm[:: max(-(-len(calm) // MAX_LINES), 1)]:
         _line(axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.7, 2)
-    for column in np.flatnonzero(~np.isin(last, quiet) & (last >= 0)):
-        _line(axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.8, 3)
+    troubled = np.flatnonzero(~np.isin(last, quiet) & (last >= 0))
+    for column in troubled:
+        _line(
+            axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.8 if len(troubled) < MANY else 0.3, 3
+        )
     malignant = codes == GRAVITY.index(Verdict.MALIGNANT)
     turned = np.flatnonzero(malignant.any(axis=0))
+    turned = turned[:: max(len(turned) // MANY, 1)]
     places = malignant[:, turned].argmax(axis=0)
-    if (
-        turned.size
-    ):  # an empty unclipped line would have a box at the figure's corner, and the layout would make room for it
+    if turned.size:  # an empty unclipped line would have a box at the figure's corner, for which the layout makes room
         axis.plot(view.steps[places], values[places, turned], zorder=6, clip_on=False, **_CROSSING)
     _draw_worst(axis, view, values)
     return {GRAVITY[code] for code in np.unique(last) if code >= 0}
@@ -161,6 +164,7 @@ def _draw_worst(axis: Axes, view: RunView, values: F64) -> None:
     row = worst[0]
     column = int(np.flatnonzero(view.grid[-1] == row)[0])
     colour = LOOKS[view.verdict(row)].light
+    _line(axis, view, values[:, column], "white", 3.2, 4)
     _line(axis, view, values[:, column], colour, 1.9, 5)
     if values[-1, column] > 0:
         axis.annotate(
