@@ -88,7 +88,7 @@ class AdamW2(torch.optim.AdamW):
                 group.setdefault(name, value)
             _check(group, self._how)
         for member, _ in self._members():
-            _check_device(member)
+            _check_parameter(member)
 
     def _forget(self) -> None:
         """Drop everything that can be computed again from the groups and the state."""
@@ -111,10 +111,10 @@ class AdamW2(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; it may set tau, floor and eps_mode of its own."""
+        if "tau" in self.defaults:
+            _check({**self.defaults, **param_group}, self._how)
         super().add_param_group(param_group)
         self._plan = None
-        if "tau" in self.defaults:
-            _check(self.param_groups[-1], self._how)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; what is remembered is copied out of its stacks: no tensors share memory."""
@@ -136,7 +136,13 @@ class AdamW2(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; a closure, where given, computes the loss again, and its result is returned."""
+        """Take one step; a closure, where given, computes the loss again, and its result is returned.
+
+        In a CUDA graph every replay passes over the weights too, and lr and tau change only where they are tensors.
+        """
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise UsageError("a CUDA graph needs every count on the device: make AdamW2 with capturable=True")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -145,7 +151,6 @@ class AdamW2(torch.optim.AdamW):
         _, batches, free = self._plan_step()
         for group, params in free:
             plain_adamw([local(p).detach() for p in params], [moments(p, self.state[p]) for p in params], group, scaler)
-        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         self._records = []
         for stacks in batches:
             records = bounded_step(
@@ -218,9 +223,9 @@ class AdamW2(torch.optim.AdamW):
         """Give a parameter Adam's state, and put its step count where torch's kernels want it."""
         p, group, state = member.param, member.group, self.state[member.param]
         assert p.grad is not None
-        if p.grad.is_sparse or p.is_complex():
-            raise UsageError(f"{member.name}: AdamW2 takes real, dense gradients only")
-        _check_device(member)
+        if p.grad.is_sparse:
+            raise UsageError(f"{member.name}: AdamW2 takes dense gradients only; make its module with sparse=False")
+        _check_parameter(member)
         place = local(p).device if counts_on_device(group, p) else torch.device("cpu")
         if "exp_avg" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=place)
@@ -242,8 +247,10 @@ class AdamW2(torch.optim.AdamW):
         return self._scratch[p.dtype]
 
 
-def _check_device(member: Member) -> None:
-    """Refuse a device that cannot compute what the bound is made of."""
+def _check_parameter(member: Member) -> None:
+    """Refuse numbers that have no norm here, and a device that cannot compute what the bound is made of."""
+    if member.param.is_complex():
+        raise UsageError(f"{member.name} is complex; AdamW2 takes real parameters: leave it to torch.optim.AdamW")
     if member.views and member.param.device.type == "mps":
         raise UsageError(
             f"{member.name} is on MPS, which has no float64 for the norms; "

@@ -130,30 +130,37 @@ def _rates(stacks: Sequence[Stack], norms: Norms, how: Estimator, scaler: dict[s
         here = slice(at, at := at + len(sizes))
         whole = Norms(norms.weight[here], norms.update[here], norms.upper[here])
         first = alike[0]
-        records.append(truncate(whole, first.group, sizes, first.stretch, certified=how.certified, scaler=scaler))
+        margin = sigma.margin(first.members[0].param.dtype) if how.certified else None
+        records.append(truncate(whole, first.group, sizes, first.stretch, margin=margin, scaler=scaler))
     return records[0] if len(records) == 1 else torch.cat(records)
 
 
 def truncate(
-    norms: Norms, group: dict[str, Any], sizes: Tensor, stretch: float, *, certified: bool, scaler: dict[str, Tensor]
+    norms: Norms, group: dict[str, Any], sizes: Tensor, stretch: float, *, margin: float | None, scaler: dict[str, Tensor]
 ) -> Tensor:
     """Truncate the learning rate to τ σ₁(W)/σ₁(∇W) where that is less (P, algorithm 1, lines 7-9).
 
     Args:
         norms: of M matrices; the update's are those of ``stretch`` times the update.
-        group: the parameter group: lr, tau, floor.
+        group: the parameter group: lr, tau (0 or above, it too may change from step to step or be a tensor), floor.
         sizes: (M,) √m + √n, the unit of the floor.
         stretch: see ``Stack.stretch``.
-        certified: use the update's upper bound, and allow for rounding.
+        margin: certified: use the update's upper bound, and allow for this relative rounding error; None: as estimated.
         scaler: of AMP; where it found an infinity the rate is 0, for decay too.
 
     Returns:
         (M, 7): norms, the group's lr, the rate to apply, truncated?, floored?
+
+    Raises:
+        UsageError: τ is negative or NaN.
     """
+    tau = group["tau"]
+    if not isinstance(tau, Tensor) and not tau >= 0:
+        raise UsageError(f"tau is the largest relative step and cannot be {tau}; a schedule may lower it to 0")
     floor = sizes * group["floor"]
     update, upper = norms.update / stretch, norms.upper / stretch
-    limit = torch.maximum(norms.weight, floor) * group["tau"]
-    limit = limit * (1 - sigma.margin(torch.float32)) / upper if certified else limit / update
+    limit = torch.maximum(norms.weight, floor) * tau
+    limit = limit / update if margin is None else limit * (1 - margin) / upper
     rate = group["lr"]  # what the host knows is filled in, not copied over: a copy would wait for the device
     if isinstance(rate, Tensor) and rate.device.type == "cpu":
         rate = rate.item()

@@ -1,7 +1,7 @@
 """Adam's update before any learning rate, written into a scratch tensor; and plain AdamW for what is not bounded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,13 +85,18 @@ def write_directions(
         group: the parameter group.
         scaler: ``grad_scale`` and ``found_inf`` of a GradScaler, for the fused kernel; else empty.
     """
-    plain = group["eps_mode"] == "outside" and all(m.first.is_contiguous() for m in ms)
-    if plain:
-        shaped = [_like(m, o) for m, o in zip(ms, out, strict=True)]
-        _torch_adamw(out, shaped, group, scale, 0.0, scaler)
+    if group["eps_mode"] == "inside":
+        for m, o in zip(ms, out, strict=True):
+            o.copy_(direction(m, group).reshape(o.shape)).mul_(-scale)
         return
-    for m, o in zip(ms, out, strict=True):
-        o.copy_(direction(m, group).reshape(o.shape)).mul_(-scale)
+    if all(m.first.is_contiguous() for m in ms):
+        _torch_adamw(out, [_like(m, o) for m, o in zip(ms, out, strict=True)], group, scale, 0.0, scaler)
+        return
+    scattered = [torch.zeros_like(m.first) for m in ms]  # as the moments lie, which torch's fused kernel relies on
+    laid = [replace(m, grad=torch.empty_like(m.first).copy_(m.grad)) for m in ms]
+    _torch_adamw(scattered, laid, group, scale, 0.0, scaler)
+    for o, s in zip(out, scattered, strict=True):
+        o.copy_(s.reshape(o.shape))
 
 
 def plain_adamw(ps: Sequence[Tensor], ms: Sequence[Moments], group: dict[str, Any], scaler: dict[str, Tensor]) -> None:

@@ -227,5 +227,5 @@ def schatten8(gram: Tensor) -> Tensor:
 
 
 def margin(dtype: torch.dtype) -> float:
-    """Return the relative rounding error that a certified bound allows its norms."""
-    return 1e-12 if dtype == torch.float64 else 1e-5
+    """Return the relative rounding error that a certified bound allows its norms, or a rate of a narrower type."""
+    return 1e-12 if dtype == torch.float64 else max(1e-5, torch.finfo(dtype).eps)

@@ -84,7 +84,7 @@ class Stack:
         return [matrix(view, local(member.param).detach().reshape(self.shape)) for member in self.members]
 
     def directions(self, state: dict[Tensor, Any], scaler: dict[str, Tensor], scratch: Tensor | None) -> Tensor:
-        """Return -Adam's update / decay (or -update without decay), (P, rows, columns), and advance Adam's state."""
+        """Return -``stretch`` · Adam's update, (P, rows, columns), and advance Adam's state."""
         first = local(self.members[0].param)
         wanted = (len(self.members), *self.shape)
         if scratch is None:
@@ -97,9 +97,12 @@ class Stack:
 
     @property
     def stretch(self) -> float:
-        """The factor on the update in ``directions``: with 1/decay, one lerp_ applies both update and decay."""
-        decay = float(self.group["weight_decay"])
-        return 1 / decay if decay else 1.0
+        """The factor on the update in ``directions``: with 1/decay, one lerp_ applies both update and decay.
+
+        It is 1 where there is no decay, or so little that the stretched update might overflow.
+        """
+        decay, half = float(self.group["weight_decay"]), self.members[0].param.dtype == torch.float16
+        return 1 / decay if decay >= (1e-2 if half else 1e-6) else 1.0
 
     def apply(self, ends: Tensor, rates: Tensor) -> None:
         """Move every matrix at its own rate: W ← W - α (update + decay · W).
@@ -108,17 +111,19 @@ class Stack:
             ends: (P, rows, columns) from ``directions``.
             rates: (V P,) α in the parameters' dtype, view after view.
         """
-        decay = float(self.group["weight_decay"])
-        weights = (rates * decay if decay else rates).view(len(self.views), len(self.members))
+        decay, at_once = float(self.group["weight_decay"]), self.stretch != 1.0
+        weights = (rates * decay if at_once else rates).view(len(self.views), len(self.members))
         for view, some in self._pieces(weights):
             for member, end, weight in zip(self.members, ends.unbind(0), some.unbind(0), strict=True):
                 here = local(member.param).detach()
                 target = here if view.size < 0 else cut(view, here.view(self.shape))
                 goal = cut(view, end).view(target.shape)
-                if decay:
+                if at_once:
                     target.lerp_(goal, weight)
-                else:
-                    target.addcmul_(goal, weight)
+                    continue
+                if decay:
+                    target.mul_(1 - weight * decay)
+                target.addcmul_(goal, weight)
 
     def _pieces(self, weights: Tensor) -> list[tuple[View, Tensor]]:
         """Return what to move at once, with (P,) or (P, rows, 1) weights: q, k and v in rows go as one piece."""

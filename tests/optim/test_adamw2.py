@@ -311,6 +311,36 @@ def test_grad_scaler_skips_a_step_whole():
         assert same(weights(net), before)
 
 
+@pytest.mark.parametrize("fused", [None, True])
+def test_grad_scaler_and_weights_in_channels_last(fused):
+    def steps(scaler, **options):
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        opt = AdamW2(conv.named_parameters(), 1e-2, **options)
+        for step in range(4):
+            opt.zero_grad()
+            x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(step))
+            scaler.scale(conv(x).square().mean()).backward()
+            if step == 2:
+                conv.weight.grad[0, 0, 0, 0] = math.inf
+            scaler.step(opt)
+            scaler.update()
+        return conv, [state["step"].item() for state in opt.state.values()]
+
+    ours, counts = steps(torch.amp.GradScaler("cpu", init_scale=2.0**14), fused=fused)
+    theirs, _ = steps(torch.amp.GradScaler("cpu", init_scale=1.0), fused=None)
+    assert counts == [3, 3]
+    assert gap(weights(ours), weights(theirs)) < 1e-7
+
+
+def test_half_precision_survives_a_decay_of_next_to_nothing():
+    net, other = Net(torch.float16), Net(torch.float16)
+    options = {"lr": 1e-2, "weight_decay": 1e-6, "eps": 1e-4}
+    feed(net, AdamW2(net.named_parameters(), tau=math.inf, exempt=(), **options), 10)
+    feed(other, torch.optim.AdamW(other.parameters(), fused=True, **options), 10)
+    assert gap(weights(net), weights(other)) < 0.01
+
+
 def test_bfloat16_parameters_train_as_adamw_does():
     net, other = Net(torch.bfloat16), Net(torch.bfloat16)
     feed(net, AdamW2(net.named_parameters(), 1e-2, tau=math.inf), 20)
@@ -427,6 +457,46 @@ def test_the_papers_own_iteration(batched):
 def test_what_cannot_be_meant_is_refused(bad):
     with pytest.raises(UsageError):
         AdamW2([("a.weight", torch.nn.Parameter(torch.zeros(4, 4)))], **bad)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_tau_follows_a_schedule_as_lr_does(kind, batched):
+    """A group's tau may be set each step, to a number or in a tensor that a CUDA graph reads; it is in the state."""
+    net = Net()
+    opt = AdamW2(net.named_parameters(), 0.1, tau=0.02, batched=batched)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 8)
+    (group,) = opt.param_groups
+    for step in range(8):
+        group["tau"] = kind(0.02 * group["lr"] / group["initial_lr"])
+        train(net, opt, 1, step)
+        for r in opt.readings():
+            assert r.bound
+            assert r.effective_lr * r.sigma1_u == pytest.approx(float(group["tau"]) * r.sigma1_w, 1e-6)
+        schedule.step()
+    again = AdamW2(net.named_parameters(), 0.1)
+    again.load_state_dict(opt.state_dict())
+    assert again.param_groups[0]["tau"] == group["tau"]
+    before = weights(net)
+    group["tau"] = kind(0.0)
+    train(net, opt, 1, 8)
+    assert torch.equal(net.up.weight, before[5])
+    for bad in (-1.0, math.nan):
+        group["tau"] = bad
+        with pytest.raises(UsageError, match="tau is the largest"):
+            train(net, opt, 1, 9)
+
+
+def test_a_group_that_is_refused_is_not_added():
+    opt = AdamW2(Net().named_parameters())
+    with pytest.raises(UsageError, match="tau"):
+        opt.add_param_group({"params": [("w", torch.nn.Parameter(torch.ones(2, 2)))], "tau": 0})
+    assert len(opt.param_groups) == 1
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(UsageError, match="w is complex"):
+        AdamW2([("w", torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64)))])
 
 
 def test_sparse_gradients_are_refused():

@@ -61,7 +61,7 @@ def test_the_rate_is_filled_in_and_never_copied_over(lr):
     norms = Norms(*(torch.ones(4, dtype=torch.float64, device="meta") for _ in range(3)))
     with Count() as count:
         truncate(
-            norms, {"lr": lr, "tau": 0.1, "floor": 0.01}, torch.ones(4, device="meta"), 1.0, certified=False, scaler={}
+            norms, {"lr": lr, "tau": 0.1, "floor": 0.01}, torch.ones(4, device="meta"), 1.0, margin=None, scaler={}
         )
     assert count.calls["full_like"] == 1
     assert count.calls["_to_copy"] == 2  # the two flags to float64
