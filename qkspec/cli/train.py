@@ -67,6 +67,24 @@ def train(
     ] = _D.data,
     batch: Annotated[int, typer.Option(help="Sequences a micro-batch.", rich_help_panel=_DATA)] = _D.batch,
     accumulate: Annotated[int, typer.Option(help="Micro-batches a step.", rich_help_panel=_DATA)] = _D.accumulate,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="Of a folder of images: none; crop (random crop and mirror); rand (crop and RandAugment 9, 0.5).",
+            rich_help_panel=_DATA,
+        ),
+    ] = _D.augment,
+    mixup: Annotated[float, typer.Option(help="Mixup's α, of images; 0: none.", rich_help_panel=_DATA)] = _D.mixup,
+    cutmix: Annotated[float, typer.Option(help="CutMix's α, of images; 0: none.", rich_help_panel=_DATA)] = _D.cutmix,
+    erasing: Annotated[
+        float, typer.Option(help="Chance that a box of an image becomes noise.", rich_help_panel=_DATA)
+    ] = _D.erasing,
+    smoothing: Annotated[
+        float, typer.Option(help="Label smoothing of the training loss.", rich_help_panel=_OPT)
+    ] = _D.smoothing,
+    drop_path: Annotated[
+        float, typer.Option(help="Stochastic depth of the last block (ViT, Swin).", rich_help_panel=_OPT)
+    ] = _D.drop_path,
     optimizer: Annotated[str, typer.Option(help="adamw2 or adamw.", rich_help_panel=_OPT)] = _D.optimizer,
     steps: Annotated[int, typer.Option(help="Updates.", rich_help_panel=_OPT)] = _D.steps,
     lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=_OPT)] = _D.lr,

@@ -40,6 +40,12 @@ class TrainConfig:
     data: str = "auto"  # stdlib (GPT) or digits (ViT) | text file or folder, nanoGPT .bin | folder of images
     batch: int = 16  # sequences (or images) a micro-batch
     accumulate: int = 1  # micro-batches a step
+    augment: str = "none"  # none | crop | rand, of a folder of images: random crop and mirror; and RandAugment (9, 0.5)
+    mixup: float = 0.0  # α of Mixup's Beta(α, α), of images; 0 is none
+    cutmix: float = 0.0  # α of CutMix's; with both, one of the two is drawn for each micro-batch
+    erasing: float = 0.0  # chance that a box of an image becomes noise
+    smoothing: float = 0.0  # label smoothing of the training loss
+    drop_path: float = 0.0  # chance that the last block skips a sublayer (ViT, Swin); it grows linearly with depth
     # optimizer
     optimizer: str = "adamw2"  # adamw | adamw2
     steps: int = 600  # updates
@@ -95,6 +101,7 @@ _CHOICES = {
     "norm_position": ("pre", "post"),
     "reparam": ("none", "sigma"),
     "init": ("xavier", "gpt2"),
+    "augment": ("none", "crop", "rand"),
     "optimizer": ("adamw", "adamw2"),
     "dtype": ("float32", "bfloat16"),
     "keep": ("all", "attention"),
@@ -115,6 +122,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "classes": (2, 1_000_000),
     "batch": (1, 65_536),
     "accumulate": (1, 65_536),
+    "mixup": (0.0, 100.0),
+    "cutmix": (0.0, 100.0),
+    "erasing": (0.0, 1.0),
+    "smoothing": (0.0, 0.99),
+    "drop_path": (0.0, 0.99),
     "steps": (0, 10**9),
     "lr": (0.0, 1e3),
     "warmup": (0, 10**9),

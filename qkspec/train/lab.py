@@ -104,7 +104,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 def decays(name: str, weight: Tensor) -> bool:
     """Say whether a weight decays: matrices do, token embeddings too; vectors, the class token and positions do not."""
-    return weight.ndim > 1 and name not in ("cls_token", "pos_embed")
+    return weight.ndim > 1 and name.rpartition(".")[2] not in ("cls_token", "pos_embed", "relative_position_bias_table")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -106,11 +107,25 @@ def looks(lab: Lab) -> dict[str, Any]:
 
 
 def batch_loss(lab: Lab, split: str, step: int, micro: int) -> Tensor:
-    """Return the mean cross-entropy, in nats, of one micro-batch."""
+    """Return the mean cross-entropy, in nats, of one micro-batch; in training with the config's label smoothing."""
     x, y = lab.data.batch(split, step, micro)
-    with autocast(lab):
+    smoothing = lab.config.smoothing if split == "train" else 0.0
+    with autocast(lab), chance(lab, step, micro):
         logits = lab.forward(x.to(lab.device))
-    return functional.cross_entropy(logits.flatten(0, -2).float(), y.to(lab.device).flatten())
+    targets = y if y.is_floating_point() else y.flatten()
+    return functional.cross_entropy(logits.flatten(0, -2).float(), targets.to(lab.device), label_smoothing=smoothing)
+
+
+@contextmanager
+def chance(lab: Lab, step: int, micro: int) -> Iterator[None]:
+    """Draw what a forward pass draws (``drop_path``) from a stream of this micro-batch alone, as a resume needs it."""
+    if not lab.config.drop_path:
+        yield
+        return
+    devices = [lab.device] if lab.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence((lab.config.seed, step, micro)).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def autocast(lab: Lab) -> AbstractContextManager[object]:

@@ -4,6 +4,7 @@ Flatten-Swin is the same with focused linear attention over all tokens of the fi
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from qkspec.errors import UsageError
 from qkspec.train.config import TrainConfig
 from qkspec.train.models.anatomy import Anatomy, vectors
 from qkspec.train.models.focused import FocusedAttention
-from qkspec.train.models.vit import MLP
+from qkspec.train.models.vit import MLP, DropPath, drop_chances
 
 _FOCUSED = ("dwc", "scale", "positional_encoding")  # what focused attention has and windows have not
 
@@ -71,8 +72,11 @@ class Block(nn.Module):
     Every second block shifts its windows by half. With focused attention the whole grid is one window.
     """
 
-    def __init__(self, width: int, heads: int, grid: int, window: int, *, shifted: bool, focused: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, grid: int, window: int, drop: float, *, shifted: bool, focused: bool
+    ) -> None:
         super().__init__()
+        self.drop = DropPath(drop)
         self.side = grid if focused else min(window, grid)
         self.shift = self.side // 2 if shifted and grid > self.side else 0
         self.norm1 = nn.LayerNorm(width)
@@ -88,8 +92,8 @@ class Block(nn.Module):
         """Return (batch, grid, grid, d)."""
         y = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2))
         y = _join(self.attn(_windows(y, self.side)), x.shape, self.side)
-        x = x + torch.roll(y, (self.shift, self.shift), (1, 2))
-        return torch.as_tensor(x + self.mlp(self.norm2(x)))
+        x = x + self.drop(torch.roll(y, (self.shift, self.shift), (1, 2)))
+        return torch.as_tensor(x + self.drop(self.mlp(self.norm2(x))))
 
 
 class Merge(nn.Module):
@@ -111,13 +115,14 @@ class Merge(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width, after a merge in all stages but the first."""
 
-    def __init__(self, config: TrainConfig, number: int, depth: int, grid: int) -> None:
+    def __init__(self, config: TrainConfig, number: int, drops: Sequence[float], grid: int) -> None:
         super().__init__()
         width, heads = config.width << number, config.heads << number
         self.downsample = Merge(width // 2) if number else nn.Identity()
         focused = number < focused_stages(config)
         self.blocks = nn.ModuleList(
-            Block(width, heads, grid, config.window, shifted=i % 2 == 1, focused=focused) for i in range(depth)
+            Block(width, heads, grid, config.window, drop, shifted=i % 2 == 1, focused=focused)
+            for i, drop in enumerate(drops)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +155,10 @@ class Swin(nn.Module):
         depths = stages(config)
         grid = config.image_size // config.patch
         self.patch_embed = PatchEmbed(config)
-        self.layers = nn.ModuleList(Stage(config, i, depth, grid >> i) for i, depth in enumerate(depths))
+        drops = iter(drop_chances(config, sum(depths)))
+        self.layers = nn.ModuleList(
+            Stage(config, i, [next(drops) for _ in range(depth)], grid >> i) for i, depth in enumerate(depths)
+        )
         last = config.width << (len(depths) - 1)
         self.norm = nn.LayerNorm(last)
         self.head = nn.ModuleDict({"fc": nn.Linear(last, config.classes)})

@@ -59,11 +59,36 @@ class MLP(nn.Module):
         return out
 
 
+class DropPath(nn.Module):
+    """In training, leave a sublayer out for some samples (Huang et al. 2016, stochastic depth); no weights.
+
+    Args:
+        chance: of each sample; what stays is divided by 1 - chance.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (batch, ...), each sample whole or zero."""
+        if not self.training or not self.chance:
+            return x
+        stays = torch.rand((len(x), *(1,) * (x.ndim - 1)), device=x.device) >= self.chance
+        return x * stays / (1 - self.chance)
+
+
+def drop_chances(config: TrainConfig, blocks: int) -> list[float]:
+    """Return each block's chance to be left out: from 0 in the first to ``drop_path`` in the last."""
+    return [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
+
+
 class Block(nn.Module):
     """Attention and MLP with a residual each; the norm stands before the sublayer (pre) or after the sum (post)."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, drop: float) -> None:
         super().__init__()
+        self.drop = DropPath(drop)
         self.norm1 = norm(config)
         self.attn = Attention(config)
         self.norm2 = norm(config)
@@ -73,10 +98,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, tokens, d)."""
         if self.post:
-            x = self.norm1(x + self.attn(x))
-            return torch.as_tensor(self.norm2(x + self.mlp(x)))
-        x = x + self.attn(self.norm1(x))
-        return torch.as_tensor(x + self.mlp(self.norm2(x)))
+            x = self.norm1(x + self.drop(self.attn(x)))
+            return torch.as_tensor(self.norm2(x + self.drop(self.mlp(x))))
+        x = x + self.drop(self.attn(self.norm1(x)))
+        return torch.as_tensor(x + self.drop(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
@@ -100,7 +125,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, (config.image_size // config.patch) ** 2 + 1, config.width))
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, drop) for drop in drop_chances(config, config.layers))
         self.norm = norm(config) if config.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(config.width, config.classes)
 
