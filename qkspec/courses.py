@@ -22,6 +22,7 @@ STILL = 0.01  # a spectrum is still while its effective rank stays within this s
 STILL_SHARE = 1 / 3  # of the run's steps, for which it must have been still
 FORECAST_POINTS = 8  # newest checkpoints that a forecast is fitted to
 LEAST_POINTS = 4
+LEAST_ONSET = 6  # checkpoints up to the end of the fast growth, to see a change in it
 CONFIDENCE = 0.9  # of the forecast's interval, two-sided
 
 
@@ -167,9 +168,10 @@ def stagnation(steps: Steps, rank: F64) -> F64:
 def onset(steps: Steps, values: F64) -> Onset:
     """Find where the growth of a metric's logarithm, of ln σ_1 or ln κ, changed for the worse.
 
-    For every inner checkpoint t the hinge y = a + b·step + c·max(step - t, 0) is fitted by least squares; the best t
-    counts if it beats the straight line by the Bayesian information criterion, c is positive, and the metric grew by
-    half after it.
+    Growth ends in a plateau, so only the checkpoints up to the end of the fast growth are looked at: the last interval
+    that is half as steep as the steepest one. For every inner checkpoint t of these the hinge
+    y = a + b·step + c·max(step - t, 0) is fitted by least squares; the best t counts if it beats the straight line by
+    the Bayesian information criterion, c is positive, and the metric grew by half after it.
 
     Args:
         steps: (n,) increasing.
@@ -177,26 +179,48 @@ def onset(steps: Steps, values: F64) -> Onset:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.log(values)
-    n, heads = y.shape
-    best = np.full(heads, math.inf)
-    step, before, after = _never(y), _never(y), _never(y)
-    x = _unit(steps)
     usable = np.isfinite(y).all(axis=0)
-    flat = _residual(np.stack([np.ones(n), x], axis=1), np.where(usable, y, 0.0))[1] if n >= 5 else np.zeros(heads)
-    scale = max(float(steps[-1] - steps[0]), 1.0) if n else 1.0
-    for at in range(1, n - 2) if n >= 6 else ():
-        design = np.stack([np.ones(n), x, np.maximum(x - x[at], 0)], axis=1)
-        fit, rest = _residual(design, np.where(usable, y, 0.0))
+    found = np.stack([_never(y)] * 4)
+    ends = np.where(usable, _end_of_growth(steps, np.where(usable, y, 0.0)), 0)
+    for end in set(ends.tolist()):
+        if end >= LEAST_ONSET - 1:
+            chosen = ends == end
+            found[:, chosen] = _bend(steps[: end + 1], y[: end + 1, chosen])
+    step, _, after, gain = found
+    at = np.array([np.interp(s, steps, y[:, h]) if np.isfinite(s) else math.nan for h, s in enumerate(step)])
+    with np.errstate(invalid="ignore"):
+        sure = (gain > 0) & (after > 0) & (y.max(axis=0) - at >= math.log(1.5)) if len(steps) else usable
+    return Onset(*np.where(sure, found, math.nan))
+
+
+def _end_of_growth(steps: Steps, y: F64) -> NDArray[np.int64]:
+    """Return the index of the checkpoint at which each head's fast growth ends, (heads,); 0 where nothing grows.
+
+    An interval in which y rises by less than a tenth of its range is too short to call steep.
+    """
+    if len(steps) < 2:
+        return np.zeros(y.shape[1], dtype=np.int64)
+    rise = np.diff(y, axis=0)
+    slope = np.where(rise >= (y.max(axis=0) - y.min(axis=0)) / 10, rise / np.maximum(np.diff(steps), 1)[:, None], 0.0)
+    steep = (slope >= slope.max(axis=0) / 2) & (slope > 0)
+    last = len(slope) - steep[::-1].argmax(axis=0)
+    return np.where(steep.any(axis=0), last, 0)
+
+
+def _bend(steps: Steps, y: F64) -> F64:
+    """Return step, growth before and after, and gain of the best hinge through y (n, heads), as (4, heads)."""
+    n, heads = y.shape
+    x, scale = _unit(steps), max(float(steps[-1] - steps[0]), 1.0)
+    best = np.full(heads, math.inf)
+    found = np.stack([_never(y)] * 3)
+    for at in range(1, n - 1):
+        fit, rest = _residual(np.stack([np.ones(n), x, np.maximum(x - x[at], 0)], axis=1), y)
         better = (rest < best) & (fit[2] > 0)
         best = np.where(better, rest, best)
-        step = np.where(better, float(steps[at]), step)
-        before = np.where(better, fit[1] / scale, before)
-        after = np.where(better, (fit[1] + fit[2]) / scale, after)
-    gain = _information(flat, best, n)
-    grown = y[-1] - np.array([np.interp(s, steps, y[:, h]) if np.isfinite(s) else math.nan for h, s in enumerate(step)])
-    with np.errstate(invalid="ignore"):
-        found = usable & (gain > 0) & (grown >= math.log(1.5)) & (after > 0)
-    return Onset(*(np.where(found, value, math.nan) for value in (step, before, after, gain)))
+        growth_here = np.stack([np.full(heads, float(steps[at])), fit[1] / scale, (fit[1] + fit[2]) / scale])
+        found = np.where(better, growth_here, found)
+    flat = _residual(np.stack([np.ones(n), x], axis=1), y)[1]
+    return np.vstack([found, _information(flat, best, n)])
 
 
 def forecast(steps: Steps, values: F64, limit: float) -> Forecast:

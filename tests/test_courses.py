@@ -180,7 +180,7 @@ def test_flags_come_in_the_order_of_steps_with_their_numbers():
     assert found.flags(0)[0].limit == 0.45
 
 
-def test_a_change_of_κ_alone_is_a_flag_of_its_own():
+def test_a_change_of_kappa_alone_is_a_flag_of_its_own():
     """Gains of the norm that begin to grow show in κ and not in σ_1."""
     steps = np.arange(0, 100, 10)
     sigma1, rank = columns(np.exp(0.002 * steps)), columns(np.linspace(9, 5, 10))
@@ -190,3 +190,15 @@ def test_a_change_of_κ_alone_is_a_flag_of_its_own():
     assert (flag.name, flag.step) == ("onset of κ", 40)
     assert flag.value == pytest.approx(0.052)
     assert flag.limit == pytest.approx(0.002)
+
+
+def test_onset_is_found_though_the_growth_ends():
+    """As with warmup: nothing, then growth, then a plateau for most of the run, which a straight line fits as well."""
+    rng = np.random.default_rng(1)
+    rise = columns(
+        *(2.5 * np.clip((LOG_SPACED - turn) / length, 0, 1) for turn, length in ((20, 40), (60, 140), (80, 220)))
+    )
+    y = rise + 0.01 * rng.standard_normal(rise.shape)
+    np.testing.assert_array_equal(courses.onset(LOG_SPACED, np.exp(y)).step, [20, 60, 80])
+    noise = 0.05 * rng.standard_normal((len(LOG_SPACED), 200))
+    assert np.isnan(courses.onset(LOG_SPACED, np.exp(noise)).step).all()
