@@ -31,7 +31,8 @@ class AdamW2(torch.optim.AdamW):
         params: parameters, named parameters, or groups of either.
         lr, betas, eps, weight_decay, amsgrad: as in torch.
         tau: largest σ₁ of a step relative to σ₁ of the weight, above 0: growth per step is at most e^τ. The paper's
-            0.003-0.01 is for runs of 10⁵ steps from large initial weights.
+            0.003-0.01 is for runs of 10⁵ steps from large initial weights. As lr, it may be set anew each step
+            (``group["tau"]``): where most updates are truncated, the steps shrink with tau, not with lr.
         power_iters: two-sided passes over each update. With ``block=1, warm=False`` these are the paper's iterations.
         block: probes remembered for each matrix; as many fresh ones join them every step.
         warm: remember probes from step to step; without, every estimate starts cold, the weight's too.

@@ -136,7 +136,13 @@ def _rates(stacks: Sequence[Stack], norms: Norms, how: Estimator, scaler: dict[s
 
 
 def truncate(
-    norms: Norms, group: dict[str, Any], sizes: Tensor, stretch: float, *, margin: float | None, scaler: dict[str, Tensor]
+    norms: Norms,
+    group: dict[str, Any],
+    sizes: Tensor,
+    stretch: float,
+    *,
+    margin: float | None,
+    scaler: dict[str, Tensor],
 ) -> Tensor:
     """Truncate the learning rate to τ σ₁(W)/σ₁(∇W) where that is less (P, algorithm 1, lines 7-9).
 

@@ -1,5 +1,6 @@
 """Two real processes over gloo: DDP replicas bit for bit, FSDP2 shards against the unsharded run."""
 
+import os
 import socket
 
 import pytest
@@ -31,6 +32,13 @@ def gradients(step, shapes, rank=0):
     return [torch.randn(s, generator=gen) for s in shapes]
 
 
+def placed(g, like):
+    """A gradient as its parameter is placed."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(g, like.device_mesh, like.placements) if hasattr(like, "placements") else g.clone()
+
+
 def names():
     return ["h.attn.c_attn.weight", "h.attn.c_attn.bias", "h.mlp.weight", "h.mlp.bias", "h.out.weight", "h.out.bias"]
 
@@ -38,7 +46,7 @@ def names():
 def sharded(options, steps=STEPS):
     """FSDP2's own placement: every parameter a DTensor, Shard(0), of 72, 7 and 1 rows."""
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     net = model()
     plain = model()
@@ -53,7 +61,7 @@ def sharded(options, steps=STEPS):
     dist.all_reduce = lambda *a, **k: (calls.append(1), reduce(*a, **k))[1]
     for step in range(steps):
         for p, q, g in zip(ps, plain.parameters(), gradients(step, [p.shape for p in ps]), strict=True):
-            p.grad, q.grad = distribute_tensor(g, mesh, p.placements), g.clone()
+            p.grad, q.grad = placed(g, p), g.clone()
         calls.clear()
         ours.step()
         assert len(calls) == wide + (1 if step else 8), calls
@@ -70,6 +78,48 @@ def sharded_long(options):
     """Every step bounded, and long enough that whatever the memory makes of a rounding error would show."""
     worst, rates, bounded = sharded(options, LONG)
     return worst, rates, bounded
+
+
+def checkpointed(options):
+    """Sharded weights and state through torch.distributed.checkpoint, read again by as many ranks, and by one alone."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    def made(shard=True):
+        net = model()
+        if shard:
+            fully_shard(net, mesh=dist.init_device_mesh("cpu", (RANKS,)))
+        return net, AdamW2(zip(names(), net.parameters(), strict=True), 1e-2, **options)
+
+    def train(net, opt, steps):
+        for step in steps:
+            for p, g in zip(net.parameters(), gradients(step, [p.shape for p in net.parameters()]), strict=True):
+                p.grad = placed(g, p)
+            opt.step()
+
+    def load(net, opt, path, **alone):
+        weights, state = get_state_dict(net, opt)
+        dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path, **alone)
+        set_state_dict(net, opt, model_state_dict=weights, optim_state_dict=state)
+
+    def whole(net):
+        return [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in net.parameters()]
+
+    net, opt = made()
+    train(net, opt, range(STEPS))
+    weights, state = get_state_dict(net, opt)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id="checkpoint")
+    again, theirs = made()
+    load(again, theirs, "checkpoint")
+    train(net, opt, range(STEPS, 2 * STEPS))
+    train(again, theirs, range(STEPS, 2 * STEPS))
+    exact = all(torch.equal(a, b) for a, b in zip(whole(net), whole(again), strict=True))
+    alone, ours = made(shard=False)
+    load(alone, ours, "checkpoint", no_dist=True)
+    train(alone, ours, range(STEPS, 2 * STEPS))
+    worst = max((a - b).abs().max().item() for a, b in zip(whole(net), whole(alone), strict=True))
+    return exact, worst, ours.param_groups[0]["bounded_steps"]
 
 
 def replicated(options):
@@ -111,11 +161,13 @@ WORK = (
     (replicated, {"tau": 0.02}),
     (refused, {}),
     (sharded_long, {"block": 4, "tau": 1e-3}),
+    (checkpointed, {"block": 4}),
 )
 
 
-def start(rank, port, queue):
+def start(rank, port, queue, folder):
     torch.set_num_threads(1)
+    os.chdir(folder)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
     try:
         for i, (work, options) in enumerate(WORK):
@@ -125,10 +177,12 @@ def start(rank, port, queue):
 
 
 @pytest.fixture(scope="module")
-def results():
+def results(tmp_path_factory):
     """What every rank found in every piece of work; one start of the processes serves all tests."""
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.start_processes(start, (free_port(), queue), RANKS, join=True, start_method="spawn")
+    mp.start_processes(
+        start, (free_port(), queue, tmp_path_factory.mktemp("ranks")), RANKS, join=True, start_method="spawn"
+    )
     found = sorted((queue.get() for _ in range(RANKS * len(WORK))), key=lambda r: r[:2])
     return [[r[2] for r in found if r[0] == i] for i in range(len(WORK))]
 
@@ -147,6 +201,13 @@ def test_replicas_are_identical(results):
         assert identical
         assert fraction > 0
         assert matrices == 2
+
+
+def test_a_distributed_checkpoint_of_shards_is_read_by_as_many_ranks_and_by_one(results):
+    for exact, worst, steps in results[5]:
+        assert exact
+        assert worst <= 1e-6
+        assert steps == 2 * STEPS
 
 
 def test_other_placements_are_refused_or_whole(results):
