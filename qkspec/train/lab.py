@@ -1,5 +1,6 @@
 """What a run works on: the model, its optimizer, its data and the step it stands at."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,9 +15,10 @@ from qkspec.errors import UsageError
 from qkspec.optim.sigma_reparam import SigmaReparam
 from qkspec.train import data, images
 from qkspec.train.config import TrainConfig
+from qkspec.train.feed import Feed
 from qkspec.train.models import registry
 from qkspec.train.models.anatomy import choose
-from qkspec.train.world import World, current
+from qkspec.train.world import World, current, whole
 
 
 @dataclass
@@ -25,10 +27,11 @@ class Lab:
 
     config: TrainConfig
     model: nn.Module
-    shared: nn.Module  # the model, or its DDP wrapper
+    shared: nn.Module  # the model, or its DDP wrapper; with fsdp the model itself, its weights divided
     forward: Callable[[Tensor], Tensor]  # that, compiled where the config says so
     optimizer: Optimizer
     data: data.Data
+    feed: Feed  # of that data
     device: torch.device
     world: World
     shown: Mapping[int, tuple[int, ...]]  # block ▸ heads whose attention maps are drawn
@@ -41,20 +44,41 @@ def build(config: TrainConfig) -> Lab:
     UsageError for a device or a head that is not there, InputError for data that is not.
     """
     world = current()
-    if config.accumulate % world.size:
-        raise UsageError(f"--accumulate {config.accumulate} is no multiple of the {world.size} processes that share it")
+    for flag, count in (("accumulate", config.accumulate), ("eval-batches", config.eval_batches)):
+        if count % world.size and (flag == "accumulate" or config.fsdp):
+            raise UsageError(f"--{flag} {count} is no multiple of the {world.size} processes that share it")
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.size))
     device = resolve_device(config.device, world.local)
     material = (images if registry.kind(config.model).data == "images" else data).load(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = registry.module(config.model).build(config).to(device)
-    shown = choose(config.maps, registry.module(config.model).anatomy(model))
+    anatomy = registry.module(config.model).anatomy(model)
+    shown = choose(config.maps, anatomy)
     if config.reparam == "sigma":
         reparametrise(model, config.seed)
-    shared = world.wrap(model)
+    feed = Feed(material, config, world, device)
+    if config.fsdp:
+        world.divide(model, [part.block for part in anatomy], device)
+    shared = model if config.fsdp else world.wrap(model)
     forward = torch.compile(shared) if config.compile else shared
-    return Lab(config, model, shared, forward, make_optimizer(model, config), material, device, world, shown)
+    return Lab(config, model, shared, forward, make_optimizer(model, config), material, feed, device, world, shown)
+
+
+@torch.no_grad()
+def undivided(lab: Lab) -> Lab:
+    """Return the lab; where its weights are divided, with a whole copy of the model, which every process has to ask for.
+
+    Weights are gathered one at a time.
+    """
+    if not lab.config.fsdp or lab.world.size == 1:
+        return lab
+    state = lab.model.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        model = registry.module(lab.config.model).build(lab.config).to(lab.device)
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(whole(state[name]))
+    return dataclasses.replace(lab, model=model)
 
 
 def reparametrise(model: nn.Module, seed: int) -> tuple[str, ...]:

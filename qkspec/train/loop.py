@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkspec.train.lab import Lab, bound_fraction, learning_rate
+from qkspec.train.lab import Lab, bound_fraction, learning_rate, undivided
 from qkspec.train.probes import maps, probe
 from qkspec.train.schedule import drawn
-from qkspec.train.world import local_only
+from qkspec.train.world import local_only, whole
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def train(lab: Lab) -> Iterator[Step]:
             more = micro + world.size < config.accumulate
             with local_only(lab.shared) if more else nullcontext():
                 loss = batch_loss(lab, "train", lab.step, micro) / config.accumulate
-                torch.autograd.backward(loss * world.size)  # DDP takes the mean over the processes
+                torch.autograd.backward(loss * world.size)  # DDP and FSDP2 take the mean
             total += loss.detach()
         world.sum(total)
         grads = [weight.grad for weight in lab.model.parameters() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         if config.clip:
             torch.nn.utils.clip_grads_with_norm_(lab.model.parameters(), config.clip, norm)
 
@@ -100,20 +100,20 @@ def train(lab: Lab) -> Iterator[Step]:
 def looks(lab: Lab) -> dict[str, Any]:
     """Return what a step sees inside the model, where that is due: its ``probe`` and its ``maps``."""
     config = lab.config
-    return {
-        "probe": probe(lab) if config.probe_every and lab.step % config.probe_every == 0 else None,
-        "maps": maps(lab, lab.shown) if drawn(lab.step, config) else None,
-    }
+    probing, drawing = config.probe_every and lab.step % config.probe_every == 0, drawn(lab.step, config)
+    if probing or drawing:
+        lab = undivided(lab)
+    return {"probe": probe(lab) if probing else None, "maps": maps(lab, lab.shown) if drawing else None}
 
 
 def batch_loss(lab: Lab, split: str, step: int, micro: int) -> Tensor:
     """Return the mean cross-entropy, in nats, of one micro-batch; in training with the config's label smoothing."""
-    x, y = lab.data.batch(split, step, micro)
+    x, y = lab.feed.take(split, step, micro)
     smoothing = lab.config.smoothing if split == "train" else 0.0
     with autocast(lab), chance(lab, step, micro):
-        logits = lab.forward(x.to(lab.device))
+        logits = lab.forward(x)
     targets = y if y.is_floating_point() else y.flatten()
-    return functional.cross_entropy(logits.flatten(0, -2).float(), targets.to(lab.device), label_smoothing=smoothing)
+    return functional.cross_entropy(logits.flatten(0, -2).float(), targets, label_smoothing=smoothing)
 
 
 @contextmanager
