@@ -98,6 +98,7 @@ def draw(modes: Sequence["Mode"], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from qkspec.errors import OutputError, UsageError
+    from qkspec.reports.palette import SERIES
     from qkspec.reports.style import COLUMN, save, styled
 
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -105,15 +106,16 @@ def draw(modes: Sequence["Mode"], path: Path) -> None:
     with styled():
         figure = Figure(figsize=(2 * COLUMN, 1.05 * COLUMN), layout="constrained")
         axes = figure.subplots(2, len(modes), squeeze=False, height_ratios=[2.2, 1])
+        scale = PowerNorm(0.5, vmin=0, vmax=1)  # one for all: a mode's own would show noise as bright as a collapse
         for i, mode in enumerate(modes):
-            axes[0, i].imshow(mode.map, cmap="viridis", norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
-            axes[0, i].set(
-                title=f"{mode.name} mode: {mode.verdict.value}", xlabel="key", ylabel="query" if i == 0 else ""
-            )
+            image = axes[0, i].imshow(mode.map, cmap="cividis", norm=scale, interpolation="nearest")
+            said = "" if mode.verdict.value == mode.name else f", judged {mode.verdict.value}"
+            axes[0, i].set(title=f"{mode.name}{said}", xlabel="key", ylabel="query" if i == 0 else "")
             axes[0, i].grid(visible=False)
             energy = np.cumsum(mode.sigma**2) / np.sum(mode.sigma**2)
-            axes[1, i].plot(np.arange(1, len(energy) + 1), energy, color="#0969da")
-            axes[1, i].set(xlabel="s", ylabel="SEC" if i == 0 else "", ylim=(0, 1.05))
+            axes[1, i].plot(np.arange(1, len(energy) + 1), energy, color=SERIES[0])
+            axes[1, i].set(xlabel="$s$, directions", ylabel="SEC$(d_q, s)$" if i == 0 else "", ylim=(0, 1.05))
+        figure.colorbar(image, ax=axes[0], label="attention weight", ticks=[0, 0.01, 0.1, 0.3, 1], pad=0.01)
         try:
             save(figure, path)
         except OSError as error:
