@@ -19,6 +19,8 @@ from qkspec.train.run import METRICS, PROBES, RUN, Stop
 
 WARMUP_SHARE = 0.2  # of the steps, where the user named no --warmup
 TABLE, FIGURE, MARKDOWN = "bakeoff.csv", "bakeoff.png", "bakeoff.md"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
+MARKERS = "osD^vPX"
 
 REMEDIES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("adamw", {"optimizer": "adamw", "warmup": 0}),
@@ -184,13 +186,22 @@ def _draw(entries: Sequence[Entry], base: TrainConfig, path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     top = max((e.validation for e in entries if e.validation is not None), default=1.0)
-    for name in dict.fromkeys(e.remedy for e in entries):
+    rates = sorted({e.lr for e in entries})
+    any_crashed = False
+    for i, name in enumerate(dict.fromkeys(e.remedy for e in entries)):
         mine = sorted((e for e in entries if e.remedy == name), key=lambda e: e.lr)
         sound = [e for e in mine if e.outcome == "ok" and e.validation is not None]
-        (line,) = axes.plot([e.lr for e in sound], [e.validation or math.nan for e in sound], marker="o", label=name)
+        colour = COLOURS[i % len(COLOURS)]
+        losses = [e.validation or math.nan for e in sound]
+        axes.plot([e.lr for e in sound], losses, marker=MARKERS[i % len(MARKERS)], color=colour, label=name)
         crashed = [e.lr for e in mine if e.outcome not in ("ok", "unfinished")]
-        axes.plot(crashed, [top] * len(crashed), "x", color=line.get_color())
+        axes.plot(crashed, [top] * len(crashed), "x", color=colour)
+        any_crashed |= bool(crashed)
+    if any_crashed:
+        axes.plot([], [], "x", color="black", label="crashed")
     axes.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss (nats)")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks([], minor=True)
     axes.set_title(f"{base.model}, {base.steps} steps, seed {base.seed}", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
