@@ -125,11 +125,25 @@ def sentence(moment: "Moment", facts: Mapping[str, Any]) -> str:
         if facts[key] is not None
     ]
     parts = [f"{moment.verdict}: {counts}", *sizes]
-    if moment.turns:
-        named = [f"{clean(t.module, 60)} head {t.head} {t.after.value}" for t in moment.turns[:SHOWN]]
-        more = f" and {len(moment.turns) - SHOWN} more" if len(moment.turns) > SHOWN else ""
-        parts.append(f"turned: {', '.join(named)}{more}")
-    return f"{start}  {'; '.join(parts)}"
+    return f"{start}  {'; '.join([*parts, *_turns(moment)])}"
+
+
+def _turns(moment: "Moment") -> list[str]:
+    """Say which heads turned, gravest first: "turned malignant: h.0.attn head 1, h.1.attn heads 0 1"."""
+    from qkspec.theorem import GRAVITY
+
+    shown = sorted(moment.turns, key=lambda turn: GRAVITY.index(turn.after))[:SHOWN]
+    out = []
+    for verdict in dict.fromkeys(turn.after for turn in shown):
+        own = [turn for turn in shown if turn.after is verdict]
+        places = []
+        for module in dict.fromkeys(turn.module for turn in own):
+            heads = [str(turn.head) for turn in own if turn.module == module]
+            places.append(f"{clean(module, 60)} head{'s' if len(heads) > 1 else ''} {' '.join(heads)}")
+        out.append(f"turned {verdict.value}: {', '.join(places)}")
+    if len(moment.turns) > SHOWN:
+        out.append(f"{len(moment.turns) - SHOWN} more turned")
+    return out
 
 
 def _ring(command: list[str] | None, facts: Mapping[str, Any]) -> None:

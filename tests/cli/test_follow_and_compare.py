@@ -36,7 +36,7 @@ def test_watch_ends_at_the_verdict_that_it_waits_for(short, capsys):
     assert len(out) == 3
     assert "step 40" in out[2]
     assert "warned" in out[2]
-    assert "turned: transformer.h.0.attn head 0 malignant" in out[2]
+    assert "turned malignant: transformer.h.0.attn head 0" in out[2]
 
 
 def test_watch_ends_when_nothing_comes_any_more(short, capsys):
