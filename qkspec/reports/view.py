@@ -44,8 +44,9 @@ class RunView:
     @classmethod
     def of(cls, report: Report, run: str) -> "RunView":
         """View one run of a report by its name."""
-        rows = np.flatnonzero(report.readings["run"] == run)
-        table = HeadTable.of(report.readings.where(report.readings["run"] == run))
+        mask = next(rows for name, rows in report.readings.groups("run") if name == run)
+        rows = np.flatnonzero(mask)
+        table = HeadTable.of(report.readings.where(mask))
         grid = np.full((len(table.checkpoints), len(table.heads)), -1, dtype=np.int64)
         grid[table.row, table.column] = rows
         by_name = {fact.name: fact for fact in report.checkpoints if fact.run == run}
