@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,43 @@ class Bands:
                 high[metric][place] = np.array([pair[1] for pair in pairs])
         return cls(name, steps, low, high, margin)
 
+    def plain(self) -> dict[str, Any]:
+        """Return the bands as plain values, None for NaN: what ``from_plain`` takes."""
+        return {
+            "name": self.name,
+            "margin": self.margin,
+            "steps": self.steps.tolist(),
+            "layers": [
+                {
+                    "block": place[0],
+                    "layer": place[1],
+                    **{f"low_{metric}": _plain(places[place]) for metric, places in self.low.items()},
+                    **{f"high_{metric}": _plain(places[place]) for metric, places in self.high.items()},
+                }
+                for place in self.low[SIZES[0]]
+            ],
+        }
+
+    @classmethod
+    def from_plain(cls, document: Mapping[str, Any]) -> "Bands":
+        """Return the bands that ``plain`` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such document.
+        """
+        steps = np.array([int(step) for step in document["steps"]], dtype=np.int64)
+        low: dict[str, dict[Place, F64]] = {metric: {} for metric in (*SIZES, *SHARES)}
+        high: dict[str, dict[Place, F64]] = {metric: {} for metric in (*SIZES, *SHARES)}
+        for entry in document["layers"]:
+            place = str(entry["block"]), int(entry["layer"])
+            for side, bound in (("low", low), ("high", high)):
+                for metric, places in bound.items():
+                    values = np.array([math.nan if v is None else float(v) for v in entry[f"{side}_{metric}"]])
+                    if len(values) != max(len(steps), 1):
+                        raise ValueError(f"{len(values)} bounds for {len(steps)} steps")
+                    places[place] = values
+        return cls(str(document["name"]), steps, low, high, float(document["margin"]))
+
     def limits(self, readings: Readings, metric: str) -> F64:
         """Return the limit of each row (rows,) for a metric, margin included; NaN where the baseline says nothing.
 
@@ -90,6 +128,10 @@ class Bands:
             with np.errstate(invalid="ignore"):
                 found |= values < limits if sign == ">=" else values > limits
         return found
+
+
+def _plain(values: F64) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _places(readings: Readings) -> dict[Place, NDArray[np.bool_]]:

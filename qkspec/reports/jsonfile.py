@@ -56,6 +56,7 @@ def document(report: Report, files: Mapping[str, Mapping[str, int | str]] | None
         "heads_left_out": max(len(troubled) - MAX_HEADS, 0),
         "sources": [{**asdict(fact), "remarks": list(fact.remarks)} for fact in report.checkpoints],
         "skipped": dict(report.skipped),
+        "baseline": report.bands.plain() if report.bands is not None else None,
         "files": {name: dict(facts) for name, facts in (files or {}).items()},
     }
 

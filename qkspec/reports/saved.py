@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qkspec.analysis import SCHEMA, CheckpointFacts, Report, assemble
+from qkspec.baseline import Bands
 from qkspec.errors import InputError, UsageError
 from qkspec.maps import Maps
 from qkspec.readings import KEYS, Readings
@@ -94,7 +95,8 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
         losses=losses,
     )
     provenance = {str(name): str(value) for name, value in document["provenance"].items()}
-    return replace(report, provenance=provenance, maps=maps)
+    bands = Bands.from_plain(document["baseline"]) if document.get("baseline") is not None else None
+    return replace(report, provenance=provenance, maps=maps, bands=bands)
 
 
 def _verify(path: Path, name: str, files: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from qkspec.reports.pagedata import page_data
 from qkspec.reports.table import render
 from qkspec.reports.view import views
 
-KINDS = ("embedded", "measured")
+KINDS = ("embedded", "random", "measured")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -38,7 +38,7 @@ def measured(one_run: Report, kind: str) -> Report:
 
 
 def test_every_output_names_the_map_that_the_verdict_rests_on(measured: Report, kind: str) -> None:
-    limit = {"measured": measured.limits.measured_entropy, "embedded": measured.limits.embedded_entropy}[kind]
+    limit = getattr(measured.limits, f"{kind}_entropy")
     out = io.StringIO()
     render(measured, Console(file=out, width=120))
     assert f"{kind} entropy 0.120 ≤ {limit:.3f}" in out.getvalue()

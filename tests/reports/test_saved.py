@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkspec.analysis import Report, assemble
+from qkspec.baseline import Bands
 from qkspec.errors import InputError
 from qkspec.maps import Maps
 from qkspec.readings import NO_STEP, TEXT, Readings
@@ -19,7 +20,7 @@ from qkspec.reports import csvfile
 from qkspec.reports.directory import write_directory
 from qkspec.reports.formats import Format
 from qkspec.reports.saved import is_report, load
-from qkspec.theorem import Limits
+from qkspec.theorem import KINDS, Limits
 
 DATA = (Format.SPECTRA,)
 
@@ -42,6 +43,37 @@ def test_a_report_comes_back_to_the_last_bit(two_runs: Report, tmp_path: Path) -
     out = write_directory(two_runs, tmp_path / "out", formats=DATA)
     assert is_report(out)
     assert_same(two_runs, load(out))
+
+
+def test_bands_and_maps_of_every_kind_come_back(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
+    columns = dict(one_run.readings.columns)
+    for kind in KINDS[1:]:
+        columns |= {f"{kind}_entropy": np.linspace(0, 1, len(one_run.readings)) + len(kind)}
+    for readings in (two_runs.readings, stepless(two_runs.readings)):
+        bands = Bands.of(readings, "runs/good \udc80", margin=3.0)
+        report = replace(one_run, readings=Readings(columns), bands=bands)
+        back = load(write_directory(report, tmp_path / f"out{len(bands.steps)}", formats=()))
+        assert back.readings.metrics == report.readings.metrics
+        assert back.bands is not None
+        assert (back.bands.name, back.bands.margin) == (bands.name, bands.margin)
+        for metric in ("sigma1", "freezing_ratio", "predicted_entropy"):
+            ours, theirs = (b.limits(report.readings, metric) for b in (bands, back.bands))
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def stepless(readings: Readings) -> Readings:
+    return Readings({**readings.columns, "step": np.full(len(readings), NO_STEP, dtype=np.int64)})
+
+
+@pytest.mark.parametrize("damage", [{"steps": [1, 2]}, {"layers": [{}]}, {"steps": "x"}, {"margin": None}])
+def test_damaged_bands_are_refused(one_run: Report, tmp_path: Path, damage: dict[str, object]) -> None:
+    report = replace(one_run, bands=Bands.of(one_run.readings, "base"))
+    out = write_directory(report, tmp_path / "out", formats=())
+    document = json.loads((out / "report.json").read_text())
+    document["baseline"] |= damage
+    (out / "report.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="damaged"):
+        load(out)
 
 
 def test_pictures_of_maps_come_back(with_maps: Report, tmp_path: Path) -> None:

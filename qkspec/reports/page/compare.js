@@ -52,7 +52,7 @@ const COLUMNS = [
   { key: "head", head: "head", of: (run, m, h) => run.either(h, (one, own) => one.raw.head[own]) },
   ...[0, 1].map((side) => ({ key: `verdict_${IDS[side]}`, text: true, head: `verdict ${LETTERS[side]}`, of: (run, m, h) => run.code(side, m, h),
     show: (run, m, h) => (run.verdict(side, m, h) || { name: "–" }).name, verdict: (run, m, h) => run.verdict(side, m, h) })),
-  ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["predicted_entropy", "entropy"], ["embedded_entropy", "embedded entropy"], ["measured_entropy", "measured entropy"]]
+  ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["predicted_entropy", "entropy"], ["embedded_entropy", "embedded entropy"], ["random_entropy", "random entropy"], ["measured_entropy", "measured entropy"]]
     .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).flatMap(([key, head]) => [0, 1].map((side) => ({
     key: `${key}_${IDS[side]}`, head: `${head} ${LETTERS[side]}`, of: (run, m, h) => run.value(side, key, m, h), show: (run, m, h) => number(run.value(side, key, m, h)) }))),
 ];

@@ -6,7 +6,7 @@ const COLUMNS = [
   { key: "head", head: "head", of: (run, m, h) => run.raw.head[h] },
   { key: "verdict", text: true, head: "verdict", of: (run, m, h) => run.code(m, h), show: (run, m, h) => run.verdict(m, h).name, verdict: (run, m, h) => run.verdict(m, h) },
   ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["sec_star", "SEC(s*)"],
-    ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["embedded_entropy", "embedded entropy"], ["measured_entropy", "measured entropy"]]
+    ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["embedded_entropy", "embedded entropy"], ["random_entropy", "random entropy"], ["measured_entropy", "measured entropy"]]
     .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => ({
     key, head, of: (run, m, h) => run.value(key, m, h), show: (run, m, h) => number(run.value(key, m, h)) })),
   ...(RUNS.some((run) => run.raw.bands) ? [{ key: "baseline", text: true, head: "baseline", of: (run, m, h) => -run.beyond(m, h).filter((one) => one.holds).length,
