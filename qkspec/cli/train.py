@@ -109,6 +109,9 @@ def train(
     compile_model: Annotated[
         bool, typer.Option("--compile", help="torch.compile.", rich_help_panel=_MACHINE)
     ] = _D.compile,
+    fsdp: Annotated[
+        bool, typer.Option(help="Under torchrun: divide weights, not only batches.", rich_help_panel=_MACHINE)
+    ] = _D.fsdp,
     threads: Annotated[
         int, typer.Option(help="CPU threads; 0: one for each core.", rich_help_panel=_MACHINE)
     ] = _D.threads,

@@ -63,7 +63,7 @@ class Ring:
     def hold(self, lab: Lab, step: Step) -> None:
         """Take in the weights that a step left behind; a crash left none."""
         if self._past.maxlen and step.outcome == "ok":
-            self._past.append((step, {name: tensor.clone() for name, tensor in save.weights(lab).items()}))
+            self._past.append((step, {name: t.to("cpu", copy=True) for name, t in save.weights(lab).items()}))
 
     def past(self) -> list[tuple[Step, dict[str, Tensor]]]:
         """Return the steps held with their weights, oldest first, and forget them."""

@@ -62,6 +62,7 @@ class TrainConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "float32"  # float32 | bfloat16: autocast of the forward and backward pass; weights stay float32
     compile: bool = False  # torch.compile the model
+    fsdp: bool = False  # divide weights, gradients and optimizer state among torchrun's processes (FSDP2)
     threads: int = 0  # CPU threads; 0 is one for each core; the last bits of a run depend on it
     seed: int = 0  # of weights, batches and σ1 estimates
     # what is written
@@ -87,6 +88,8 @@ class TrainConfig:
             raise UsageError(f"--heads {self.heads} does not divide --width {self.width}")
         if self.image_size % self.patch:
             raise UsageError(f"--patch {self.patch} does not divide --image-size {self.image_size}")
+        if self.fsdp and (self.ring or self.reparam != "none"):
+            raise UsageError("--fsdp divides the weights: leave out --ring and --reparam, which need them whole")
         if self.warmup > self.steps:
             raise UsageError(f"--warmup {self.warmup} is longer than the run of --steps {self.steps}")
 

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from qkspec.optim import sigma
 from qkspec.optim.roles import choose_role, views
 from qkspec.train import maps, probes, save
-from qkspec.train.lab import Lab
+from qkspec.train.lab import Lab, undivided
 from qkspec.train.loop import Step
 from qkspec.train.models.anatomy import choose
+from qkspec.train.world import whole
 
 EVIDENCE, MAPS = "alarm.json", "maps.png"
 
@@ -44,7 +45,10 @@ def examine(lab: Lab, step: Step) -> Evidence:
     probes.jsonl. After a crash the weights are those of the checkpoint beside it; after a spike, those that the step
     left behind.
     """
-    tensors = {name: figures(weight, weight.grad) for name, weight in lab.model.named_parameters()}
+    tensors = {
+        name: figures(whole(weight), None if weight.grad is None else whole(weight.grad))
+        for name, weight in lab.model.named_parameters()
+    }
     first = next((name for name, row in tensors.items() if row["gradient_not_finite"]), None)
     data: dict[str, Any] = {
         "schema": 2,
@@ -55,7 +59,9 @@ def examine(lab: Lab, step: Step) -> Evidence:
     }
     data |= {"loss": _number(step.loss), "gradient_norm": _number(step.grad_norm), "learning_rate": step.lr}
     data |= {"batch": batch(lab, step.step - 1), "first_gradient_not_finite": first, "tensors": tensors}
-    data |= {"matrices": matrices(lab.optimizer, lab.model), "probe": probes.probe(lab)}
+    data |= {"matrices": matrices(lab.optimizer, lab.model)}
+    lab = undivided(lab)
+    data["probe"] = probes.probe(lab)
     parts, _, _ = probes.probed(lab)
     heads = choose("all", parts)
     title = f"step {step.step}: {step.alarm}"
@@ -109,7 +115,9 @@ def matrices(optimizer: Optimizer, model: nn.Module) -> dict[str, dict[str, Any]
             if role.kind == "matrix" and optimizer.state[weight]:
                 moved = _last_update(optimizer.state[weight], group)
                 for view in views(names[weight], role):
-                    w, u = (sigma.matrix(view, t.detach().reshape(len(weight), -1)) for t in (weight, moved))
+                    w, u = (
+                        sigma.matrix(view, t.reshape(len(weight), -1)) for t in (whole(weight.detach()), whole(moved))
+                    )
                     cuts.append((view.name, group["lr"], w, u))
     found = [float(x) for x in probes.spectral_norms([(t,) for _, _, *pair in cuts for t in pair])]
     return {

@@ -67,7 +67,7 @@ def build(config: TrainConfig) -> Lab:
 
 @torch.no_grad()
 def undivided(lab: Lab) -> Lab:
-    """Return the lab; where its weights are divided, with a whole copy of the model, which every process has to ask for.
+    """Return the lab; where its weights are divided, with a whole copy of the model, for which every process must ask.
 
     Weights are gathered one at a time.
     """

@@ -184,6 +184,8 @@ def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
         if lab.world.any(0, lab.device) or step.outcome != "ok":
             forensics.examine(lab, step)
         stop.agree(lab)
+        if step.outcome != "ok" or stop.code or kept(lab.step, lab.config):
+            save.take_part(lab)
         yield step
         if stop.code:
             return
@@ -231,9 +233,9 @@ def _show(lab: Lab, folder: Path, step: Step) -> None:
     if step.probe is not None:
         _add_probe(folder, step)
     if step.maps is not None:
-        parts = registry.module(lab.config.model).anatomy(lab.model)
+        causal = registry.kind(lab.config.model).data == "tokens"
         loss = "" if step.loss is None else f", loss {step.loss:.3f}"
-        page = maps.still(step.maps, lab.shown, f"step {step.step}{loss}", causal=parts[0].causal)
+        page = maps.still(step.maps, lab.shown, f"step {step.step}{loss}", causal=causal)
         with _writing(folder / maps.FOLDER):
             maps.save(page, folder / maps.FOLDER / f"step-{step.step:06d}.png")
 

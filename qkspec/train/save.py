@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qkspec.errors import CheckpointError, OutputError
 from qkspec.optim.sigma_reparam import fold
-from qkspec.train import state
+from qkspec.train import state, stream
 from qkspec.train.config import TrainConfig
 from qkspec.train.lab import Lab
 from qkspec.train.loop import Step
 from qkspec.train.models import registry
 from qkspec.train.schedule import kept
+from qkspec.train.world import divided
 
 WEIGHTS, CONFIG, TRAINER, RESUME = "model.safetensors", "config.json", "trainer_state.json", "resume.safetensors"
 
@@ -37,6 +37,14 @@ def publish(lab: Lab, run: Path, last: Step) -> Path:
     OutputError when the disk is full or cannot be written; what was published before is then untouched.
     """
     return _publish(lab, run / name_of(lab.step), weights(lab), last, resumable=lab.config.full_states > 0)
+
+
+def take_part(lab: Lab) -> None:
+    """Give this process's parts of the checkpoint that rank 0 publishes meanwhile; nothing where weights are whole."""
+    if lab.config.fsdp:
+        stream.write(None, _chosen(lab, weights(lab)), {})
+        if lab.config.full_states:
+            _write_state(lab, None)
 
 
 def publish_past(lab: Lab, run: Path, past: Step, tensors: dict[str, Tensor]) -> None:
@@ -78,13 +86,14 @@ def restore(lab: Lab, run: Path) -> Path | None:
     """Bring the lab to the newest checkpoint with a resume state and return it; None if there is none."""
     for folder in reversed(checkpoints(run).values()):
         if (folder / RESUME).is_file():
-            saved = state.load(folder / RESUME)
-            whole = saved["weights"]
+            saved = state.load(folder / RESUME, lambda at, tensor: _placed(lab, at, tensor))
+            exact = saved["weights"]
             try:
-                if whole is None:
-                    lab.model.load_state_dict(load_file(folder / WEIGHTS), strict=not _tied(lab.config))
+                if exact is None:
+                    exact = stream.read(folder / WEIGHTS, lambda name, t: _placed(lab, ("weights", name), t))
+                    lab.model.load_state_dict(exact, strict=not _tied(lab.config))
                 else:
-                    lab.model.load_state_dict(whole)
+                    lab.model.load_state_dict(exact)
                 _load_optimizer(lab, saved["optimizer"])
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
@@ -93,6 +102,15 @@ def restore(lab: Lab, run: Path) -> Path | None:
             lab.step = saved["step"]
             return folder
     return None
+
+
+def _placed(lab: Lab, at: tuple[Any, ...], tensor: Tensor) -> Tensor:
+    """Return what this process keeps of a stored tensor, told by what keys it was found."""
+    if at[0] == "weights":
+        return divided(tensor, lab.model.state_dict().get(at[1], tensor))
+    if at[:2] == ("optimizer", "state") and "exp_avg" in at[3]:  # the moments lie as the weight does
+        return divided(tensor, [p for group in lab.optimizer.param_groups for p in group["params"]][at[2]])
+    return tensor
 
 
 def _load_optimizer(lab: Lab, saved: dict[str, Any]) -> None:
@@ -119,8 +137,8 @@ def tidy(run: Path) -> None:
 
 
 def weights(lab: Lab) -> dict[str, Tensor]:
-    """Return the model's weights under their published names, on the CPU, float32; σReparam is folded into them."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in fold(lab.model.state_dict()).items()}
+    """Return the model's weights under their published names, where they lie; σReparam is folded into them."""
+    tensors = {name: tensor.detach() for name, tensor in fold(lab.model.state_dict()).items()}
     if _tied(lab.config):
         del tensors["lm_head.weight"]
     return tensors
@@ -143,20 +161,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(lab: Lab, folder: Path, tensors: dict[str, Tensor], last: Step) -> None:
-    config, module = lab.config, registry.module(lab.config.model)
-    if config.keep == "attention":
-        tensors = {name: tensor for name, tensor in tensors.items() if module.attention_weight(name, config)}
-    if config.save_dtype == "bfloat16":
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, module.config_json(config) | {"dtype": config.save_dtype})
+    config = lab.config
+    dtype = torch.bfloat16 if config.save_dtype == "bfloat16" else None
+    stream.write(folder / WEIGHTS, _chosen(lab, tensors), {"format": "pt"}, dtype)
+    write_json(folder / CONFIG, registry.module(config.model).config_json(config) | {"dtype": config.save_dtype})
     step = last.step if last.outcome == "ok" else lab.step  # a crash is of the step that was not made
     record = {"global_step": step, "max_steps": config.steps, "loss": _number(last.loss), "outcome": last.outcome}
     record |= {"validation_loss": _number(last.validation), "learning_rate": last.lr, "data_sha256": lab.data.digest}
     write_json(folder / TRAINER, record | {"train_config": config.as_dict()})
 
 
-def _write_state(lab: Lab, path: Path) -> None:
+def _chosen(lab: Lab, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if lab.config.keep == "all":
+        return tensors
+    belongs = registry.module(lab.config.model).attention_weight
+    return {name: tensor for name, tensor in tensors.items() if belongs(name, lab.config)}
+
+
+def _write_state(lab: Lab, path: Path | None) -> None:
     config = lab.config
     exact = config.keep == "all" and config.save_dtype == "float32" and config.reparam == "none"
     weights_too = None if exact else lab.model.state_dict()

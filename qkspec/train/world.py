@@ -1,7 +1,7 @@
-"""The processes that train one model together (DDP under torchrun); alone unless torchrun says otherwise."""
+"""The processes that train one model together (DDP or FSDP2 under torchrun); alone unless torchrun says otherwise."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -35,6 +35,17 @@ class World:
             return model
         return DistributedDataParallel(model)
 
+    def divide(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        """Divide a model's weights by rows among the processes, in place (FSDP2): each block is whole while it runs."""
+        if self.size == 1:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (self.size,))
+        for module in (*blocks, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)  # validation, too, leaves the weights divided
+
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the processes, the same bits on each."""
         if self.size > 1:
@@ -53,6 +64,23 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             distributed.barrier()
+
+
+def whole(t: Tensor) -> Tensor:
+    """Return a tensor whole; where it is divided among processes, each of them has to ask."""
+    gather = getattr(t, "full_tensor", None)
+    gathered: Tensor = t if gather is None else gather()
+    return gathered
+
+
+def divided(t: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor that this process holds, where ``like`` is divided; nothing is sent."""
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return t
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(t.to(like.device), mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def local_only(model: object) -> AbstractContextManager[object]:
