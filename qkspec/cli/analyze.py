@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qkspec.clean import clean
 from qkspec.cli.options import (
     Activations,
     Baseline,
@@ -131,14 +130,10 @@ def show(report: "Report", output_format: OutputFormat) -> None:
     """Print a report to stdout in one of the formats."""
     if output_format is OutputFormat.TABLE:
         from rich.console import Console
-        from rich.text import Text
 
         from qkspec.reports.table import render
 
-        console = Console(highlight=False)
-        render(report, console)
-        for line in further_lines(report):
-            console.print(Text(clean(line, 500)))
+        render(report, Console(highlight=False))
         return
     if output_format is OutputFormat.JSON:
         from qkspec.reports.jsonfile import write
@@ -147,15 +142,3 @@ def show(report: "Report", output_format: OutputFormat) -> None:
     else:
         from qkspec.reports.markdown import write
     write(report, sys.stdout)
-
-
-def further_lines(report: "Report") -> list[str]:
-    """Return what the summary's table has no place for: the loss, flags of heads, a baseline, offsets, real maps."""
-    from qkspec.cli import telling
-
-    said = (
-        telling.confidence_lines, telling.story_lines, telling.baseline_lines, telling.offset_lines,
-        telling.measured_lines,
-    )  # fmt: skip
-    lines = [line for say in said for line in say(report)]
-    return ["", *lines] if lines else []

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from qkspec.analysis import Report
 from qkspec.clean import clean
+from qkspec.reports.notes import notes
 from qkspec.reports.pagedata import MAX_RUNS, page_data
 from qkspec.reports.view import (
     RunView,
@@ -115,6 +116,7 @@ def summary(view: RunView, side: str = "") -> dict[str, Any]:
         "why": clean(", ".join(reasons(view, row))) if row is not None else "",
         "surge": clean(surge_sentence(view)),
         "loss": clean(loss_sentence(view), 500),
+        "notes": [(word.capitalize(), clean(sentence, 500)) for word, sentence in notes(view)],
         "counts": [(verdict.value, counts[verdict]) for verdict in GRAVITY if counts[verdict]],
         "remarks": _cleaned(view.remarks()[:MAX_REMARKS]),
     }

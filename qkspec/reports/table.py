@@ -9,6 +9,7 @@ from rich.text import Text
 from qkspec.analysis import Report
 from qkspec.reports.glyphs import Glyphs
 from qkspec.reports.headmap import draw_map
+from qkspec.reports.notes import notes
 from qkspec.reports.palette import LOOKS, STATES
 from qkspec.reports.view import (
     QUIET,
@@ -71,9 +72,9 @@ def _first(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     if row is not None:
         because = ", ".join(reasons(view, row))
         yield from _wrap(Text(glyphs.say(f"why: {because}"), "dim"), width, indent=4, hang=5)
-    for word, sentence in (("surge", surge_sentence(view)), ("loss", loss_sentence(view))):
-        if sentence:
-            yield from _wrap(Text(glyphs.name(f"{word}: {sentence}", 500)), width, indent=2, hang=len(word) + 2)
+    said = [("surge", surge_sentence(view)), ("loss", loss_sentence(view)), *notes(view)]
+    for word, sentence in sorted((one for one in said if one[1]), key=lambda one: one[0] != "sure"):
+        yield from _wrap(Text(glyphs.name(f"{word}: {sentence}", 500)), width, indent=2, hang=len(word) + 2)
 
 
 def _trends(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:

@@ -220,6 +220,8 @@ def loss_sentence(view: RunView) -> str:
     if view.story is None or view.story.loss is None:
         return ""
     trouble = view.story.trouble
+    if trouble is None and sum(story.loss is not None for story in view.report.stories.values()) == 1:
+        return "it did not rise for good; whether it lags would show beside a sound run"
     if trouble is None:
         return "it did not go wrong for good"
     what = {
@@ -252,6 +254,7 @@ def head_name(view: RunView, row: int) -> str:
 
 
 SHORT = {
+    "sigma1": "σ1",
     "effective_rank": "effective rank",
     "sec_star": "SEC(s*)",
     "freezing_ratio": "κ",
@@ -279,7 +282,8 @@ def reasons(view: RunView, row: int) -> list[str]:
     """Return the conditions that a head's verdict rests on: those that hold, or could not be measured."""
     conditions = [c for c in view.report.evidence(row) if c.holds is not False]
     beyond = [c for c in view.report.against_baseline(row) if c.holds]
-    return [condition_text(c) for c in conditions] + [f"{condition_text(c)} ({c.name})" for c in beyond]
+    outside = [condition_text(c) for c in beyond]
+    return [*map(condition_text, conditions), *([f"{beyond[0].name}: {' and '.join(outside)}"] if outside else [])]
 
 
 def evidence(report: Report, rows: Sequence[int]) -> dict[int, tuple[Condition, ...]]:
