@@ -17,7 +17,18 @@ from qkspec.engine import one_blas_thread, seldom_collect
 from qkspec.errors import QkspecError
 
 WHAT = "Spectra of W_q'W_k of Transformer checkpoints: diagnosis, a CI gate, and training without warmup (AdamW²)."
-COMMANDS = ("analyze", "gate", "compare", "watch", "audit", "inspect", "plot", "train", "simulate", "explain")
+COMMANDS = {
+    "analyze": "Measure and judge every head of checkpoints.",
+    "gate": "Exit 1 when a threshold is crossed, for CI.",
+    "compare": "Lay two runs side by side: where they part.",
+    "watch": "Follow a run that is still being written.",
+    "audit": "Hold changes between checkpoints to Rule 1.",
+    "inspect": "Say what is in a checkpoint, by its headers.",
+    "plot": "Draw the figures of a saved report.",
+    "train": "Train a model, with checkpoints to analyze.",
+    "simulate": "Simulate the paper's three modes of attention.",
+    "explain": "Say what a metric, verdict or option means.",
+}
 
 # Typer carries its own Click and exports one of its usage errors: the base of that class is every error of the parser.
 _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -49,7 +60,6 @@ def application(argv: Sequence[str] = ()) -> typer.Typer:
     app = typer.Typer(
         name="qkspec",
         help=WHAT,
-        no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -58,7 +68,7 @@ def application(argv: Sequence[str] = ()) -> typer.Typer:
     app.callback(cls=Group, invoke_without_command=True)(_options)
     first = next((word for word in argv if not word.startswith("-")), "")
     for name in (first,) if first in COMMANDS else COMMANDS:
-        app.command(name, cls=Command)(getattr(import_module(f"qkspec.cli.{name}"), name))
+        app.command(name, cls=Command, short_help=COMMANDS[name])(getattr(import_module(f"qkspec.cli.{name}"), name))
     return app
 
 
@@ -84,7 +94,7 @@ def _handled(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], *, debug: bool) -> int:  # noqa: PLR0911 - one return an outcome
     try:
-        code = application(argv)(args=list(argv), standalone_mode=False)
+        code = application(argv)(args=list(argv) or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except QkspecError as error:
         return _fail(error, error.exit_code, debug=debug)

@@ -24,7 +24,7 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         help="Checkpoint file or directory, run (a directory of checkpoints), glob, or URL (s3:// gs:// hf:// https://).",
-        metavar="PATH...",
+        metavar="PATH",
         show_default=False,
     ),
 ]
