@@ -13,10 +13,12 @@ from typing import Any, get_args
 
 from typer.core import TyperCommand, TyperGroup
 
+from qkspec.cli.sections import Sectioned
+
 Convert = Callable[[Any, Any], Any]  # (context, what was given) to what the command is called with
 
 
-class Command(TyperCommand):
+class Command(Sectioned):
     """One command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
