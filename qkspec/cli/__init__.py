@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated
 
@@ -75,6 +76,8 @@ def application(argv: Sequence[str] = ()) -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code of cli.md; the only place where an error is printed."""
     one_blas_thread()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a letter shows its code, and no crash
     if argv is not None:
         return _handled(argv)
     seldom_collect()
