@@ -1,6 +1,6 @@
 """Measure one checkpoint: its attention modules to parts, and the parts to the checkpoint's own table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from qkspec import activations, embeddings, metrics
 from qkspec.activations import Runner
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.store import Checkpoint
-from qkspec.engine import Engine
+from qkspec.engine import Engine, one_ahead
 from qkspec.errors import InputError, QkspecError
 from qkspec.judging import CheckpointFacts
 from qkspec.layouts.find import Module, Plan, plan
@@ -24,6 +24,7 @@ from qkspec.spectrum import Spectra
 from qkspec.theorem import Limits
 
 F64 = NDArray[np.float64]
+Read = QKLayer | str  # a module's weights, or why they cannot be read
 
 DEVICE_BATCH = 1 << 30  # bytes of Q and K in their files that go to a GPU together
 
@@ -153,17 +154,31 @@ def chosen(found: Plan, settings: Settings) -> list[int]:
 
 
 def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int], settings: Settings) -> list[Part]:
-    """Measure some modules of a checkpoint: on a CPU one after the other, on a GPU those of one batch together."""
+    """Measure some modules of a checkpoint: on a CPU one after the other, on a GPU those of one batch together.
+
+    The next ones are read meanwhile, so that a slow disk or server and the processor work at the same time.
+    """
+    # What reads more of the checkpoint while a module is measured reads in turn: a store serves one thread.
+    ahead = map if settings.embeddings or settings.runner is not None else one_ahead
     if settings.device == "cpu":
-        return [_measure_module(checkpoint, found, index, settings) for index in modules]
-    parts: list[Part] = []
+        layers = ahead(lambda index: (index, _read(checkpoint, found, index)), modules)
+        return [_part(checkpoint, index, layer, settings) for index, layer in layers]
+    batches = ahead(
+        lambda batch: [(index, _read(checkpoint, found, index)) for index in batch], _batches(found, modules)
+    )
+    return [part for batch in batches for part in _measure_on_device(checkpoint, batch, settings)]
+
+
+def _batches(found: Plan, modules: Iterable[int]) -> Iterator[list[int]]:
+    """Cut modules into batches for a GPU."""
     batch: list[int] = []
     for index in modules:
         batch.append(index)
         if sum(found.modules[i].nbytes for i in batch) >= DEVICE_BATCH:
-            parts += _measure_on_device(checkpoint, found, batch, settings)
+            yield batch
             batch = []
-    return parts + _measure_on_device(checkpoint, found, batch, settings)
+    if batch:
+        yield batch
 
 
 def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings: Settings, run: str) -> Measured:
@@ -191,39 +206,32 @@ def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings:
     return Measured(facts, readings, np.concatenate([np.empty(0, bool), *applicable]), spectra, skipped)
 
 
-def _measure_on_device(checkpoint: Checkpoint, found: Plan, batch: Sequence[int], settings: Settings) -> list[Part]:
+def _measure_on_device(checkpoint: Checkpoint, batch: Sequence[tuple[int, Read]], settings: Settings) -> list[Part]:
     from qkspec import spectrum_torch
     from qkspec.spectrum import Weights
 
-    layers = [_read(checkpoint, found, index) for index in batch]
     weights = [
         replace(Weights.of(*metrics.folding(layer)), eigenvalues=settings.eigenvalues)
-        for layer in layers
+        for _, layer in batch
         if isinstance(layer, QKLayer)
     ]
     spectra = spectrum_torch.spectra_of(weights, device=settings.device)
     return [
-        _part(checkpoint, index, layer, settings, next(spectra)) if isinstance(layer, QKLayer) else layer
-        for index, layer in zip(batch, layers, strict=True)
+        _part(checkpoint, index, layer, settings, next(spectra) if isinstance(layer, QKLayer) else None)
+        for index, layer in batch
     ]
 
 
-def _measure_module(checkpoint: Checkpoint, found: Plan, index: int, settings: Settings) -> Part:
-    layer = _read(checkpoint, found, index)
-    return _part(checkpoint, index, layer, settings) if isinstance(layer, QKLayer) else layer
-
-
-def _read(checkpoint: Checkpoint, found: Plan, index: int) -> QKLayer | Part:
-    """Return a module's weights, or the part that says why they cannot be read."""
+def _read(checkpoint: Checkpoint, found: Plan, index: int) -> Read:
     try:
         return read(checkpoint, found, found.modules[index])
     except QkspecError as error:
-        return Part(index, problem=str(error))
+        return str(error)
 
 
-def _part(
-    checkpoint: Checkpoint, index: int, layer: QKLayer, settings: Settings, spectra: Spectra | None = None
-) -> Part:
+def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, spectra: Spectra | None = None) -> Part:
+    if isinstance(layer, str):
+        return Part(index, problem=layer)
     remarks = layer.remarks
     if layer.context is None:
         layer = replace(layer, context=settings.context or embeddings.positions(checkpoint, layer))

@@ -1,6 +1,5 @@
 """Many checkpoints in turn: (checkpoint, modules) tasks over an engine, results from the cache where it has them."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,8 @@ from qkspec.readings import Readings, text
 # Q, K bytes x d_q; a CPU-second is about 1e10
 WORK_WORTH_PROCESSES = 4e10  # below it, starting processes costs more than it saves
 WORK_WORTH_A_GPU = 3e11  # half a minute of CPU: below it, importing torch costs more than it saves
-TASK = 2e9  # small enough to share out evenly, large enough that opening a checkpoint does not count
+TASK = 2e9  # the least that is handed to a worker, so that opening a checkpoint does not count
+RAY_SHARES = 4  # how many workers a checkpoint is shared out for on a cluster, whose size is not known when it is cut
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class _Planned:
 
     @property
     def work(self) -> float:
-        return sum(float(m.nbytes) * m.d_q for m in (self.plan.modules[i] for i in self.modules))
+        return sum(map(self.work_of, self.modules))
+
+    def work_of(self, module: int) -> float:
+        return float(self.plan.modules[module].nbytes) * self.plan.modules[module].d_q
 
 
 def measure_runs(runs: Iterable[Run], settings: Settings) -> Iterator[Measured | Skipped]:
@@ -78,8 +81,8 @@ class _Stream:
         self._settings = settings
         self._cache = Cache(settings.cache) if settings.cache is not None else None
         self._spool = Spool() if settings.keep_spectra else None
-        self._work = 0.0
-        self._device: str | None = None  # chosen when the first checkpoint is planned
+        self._device = ""  # this and the next are chosen when the first checkpoint is planned
+        self._workers = 1
 
     def results(self) -> Iterator[Measured | Skipped]:
         parts: list[Part] = []
@@ -110,14 +113,13 @@ class _Stream:
             yield item.value
         if not first:
             return
-        tasks, device = chain(first, items), self._device or "cpu"
+        tasks, device = chain(first, items), self._device
         function = partial(measure_task, replace(settings, cache=None, device=device))
         if settings.engine is Engine.RAY:
             gpus = 1.0 if device == "cuda" else 0.0
             yield from engine.run_on_ray(function, tasks, address=settings.ray_address, gpus=gpus)
         else:
-            many = device == "cpu" and self._work > WORK_WORTH_PROCESSES
-            yield from engine.run(function, tasks, workers=settings.workers or (engine.cpu_count() if many else 1))
+            yield from engine.run(function, tasks, workers=self._workers)
 
     def _items(self) -> Iterator[Task | Ready[_Planned | Measured | Skipped]]:
         for run, source in self._pairs:
@@ -130,12 +132,18 @@ class _Stream:
             except QkspecError as error:
                 yield Ready(Skipped(run, source.name, str(error)))
                 continue
-            if self._device is None:
-                self._work = planned.work * len(self._pairs)
-                self._device = choose_device(self._settings.device, self._work)
-            share = TASK if self._device == "cpu" else math.inf  # a GPU takes modules in batches
-            yield from (Task(source, stamp, modules) for modules in _shares(planned, share))
+            if not self._device:
+                self._choose(planned.work * len(self._pairs))
+            shares = RAY_SHARES if self._settings.engine is Engine.RAY else self._workers
+            many = self._device == "cpu" and shares > 1  # a GPU takes modules in batches
+            yield from (Task(source, stamp, modules) for modules in _shares(planned, shares if many else 0))
             yield Ready(planned)
+
+    def _choose(self, work: float) -> None:
+        """Choose the device and the number of processes by the amount of work."""
+        self._device = choose_device(self._settings.device, work)
+        many = self._device == "cpu" and work > WORK_WORTH_PROCESSES
+        self._workers = self._settings.workers or (engine.cpu_count() if many else 1)
 
     def _known(self, run: str, source: Source, stamp: str) -> Measured | None:
         found = None if self._cache is None else self._cache.get(source, stamp, self._settings)
@@ -196,15 +204,19 @@ def _plan(run: str, source: Source, stamp: str, settings: Settings) -> _Planned:
     return _Planned(run, source, stamp, checkpoint, found, chosen(found, settings))
 
 
-def _shares(planned: _Planned, most: float) -> Iterator[tuple[int, ...]]:
-    """Cut a checkpoint's modules into tasks of about equal work."""
+def _shares(planned: _Planned, workers: int) -> Iterator[tuple[int, ...]]:
+    """Cut a checkpoint's modules into tasks: each half of an even share of what is left; one task without workers.
+
+    Long tasks let a worker read ahead, and short ones at the end let all workers finish together.
+    """
     share: list[int] = []
-    work = 0.0
+    work, left = 0.0, planned.work
     for index in planned.modules:
         share.append(index)
-        work += float(planned.plan.modules[index].nbytes) * planned.plan.modules[index].d_q
-        if work >= most:
+        work += planned.work_of(index)
+        if workers and work >= max(TASK, left / (2 * workers)):
             yield tuple(share)
+            left -= work
             share, work = [], 0.0
     if share:
         yield tuple(share)

@@ -58,8 +58,33 @@ def test_a_killed_worker_is_an_error_with_advice():
         list(engine.run(die, range(8), workers=2))
 
 
+HOW = """
+import sys, threading, time
+from qkspec import engine
+def kind(_):
+    import multiprocessing
+    return type(multiprocessing.current_process()).__name__
+if __name__ == "__main__":
+    if sys.argv[1] == "two":
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+    print(set(engine.run(kind, range(4), workers=2)))
+"""
+
+
+@pytest.mark.parametrize(("threads", "kind"), [("one", "ForkProcess"), ("two", "SpawnProcess")])
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
+def test_only_a_process_with_one_thread_is_copied(threads, kind, tmp_path):
+    script = tmp_path / "how.py"
+    script.write_text(HOW)
+    done = subprocess.run(
+        [sys.executable, str(script), threads], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    assert done.stdout.strip() == repr({kind})
+
+
 SLOW = """
-import sys, time
+import sys, time, threading
 from qkspec import engine
 def slow(n):
     print(__import__("os").getpid(), flush=True)
@@ -67,16 +92,19 @@ def slow(n):
 if __name__ == "__main__":
     import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.argv[1] == "two":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     list(engine.run(slow, range(4), workers=2))
 """
 
 
+@pytest.mark.parametrize("threads", ["one", "two"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_leaves_no_child(number, tmp_path):
+def test_a_signal_leaves_no_child(number, threads, tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     child = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, str(script), threads], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     workers = [int(child.stdout.readline()) for _ in range(2)]
