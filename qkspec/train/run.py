@@ -41,11 +41,15 @@ class Stop:
         """130 after SIGINT, 143 after SIGTERM, None while nothing came."""
         return 128 + self.signals[0] if self.signals else None
 
-    def agree(self, lab: Lab) -> None:
-        """Take over a signal that reached another process of the run, so that all stop after the same step."""
+    def agree(self, lab: Lab) -> bool:
+        """Say whether to stop after this step: as soon as a signal reached any process of the run, all are told so.
+
+        A signal that comes later, to this process alone, is for the next step: the others would wait for it for ever.
+        """
         asked = lab.world.any(self.code or 0, lab.device)
         if asked and not self.signals:
             self.signals.append(asked - 128)
+        return bool(asked)
 
 
 def run(config: TrainConfig, folder: Path, stop: Stop) -> Iterator[Step]:
@@ -183,11 +187,11 @@ def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
     for step in train(lab):
         if lab.world.any(0, lab.device) or step.outcome != "ok":
             forensics.examine(lab, step)
-        stop.agree(lab)
-        if step.outcome != "ok" or stop.code or kept(lab.step, lab.config):
+        ending = stop.agree(lab)
+        if step.outcome != "ok" or ending or kept(lab.step, lab.config):
             save.take_part(lab)
         yield step
-        if stop.code:
+        if ending:
             return
 
 
@@ -203,8 +207,8 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
             crashed = step.outcome != "ok"
             alarming = lab.world.any(int(step.alarm is not None), lab.device)
             evidence = forensics.examine(lab, step) if alarming else None
-            stop.agree(lab)
-            if crashed or stop.code or kept(lab.step, lab.config):
+            ending = stop.agree(lab)
+            if crashed or ending or kept(lab.step, lab.config):
                 with _writing(folder / METRICS):
                     os.fsync(metrics.fileno())  # every row before the checkpoint that relies on it
                 save.publish(lab, folder, step)
@@ -214,7 +218,7 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
                 with _writing(folder / forensics.name_of(step.step)):
                     forensics.keep(evidence, folder)
             yield step
-            if stop.code:
+            if ending:
                 break
     if lab.shown:
         with _writing(folder / maps.FOLDER):
