@@ -102,7 +102,7 @@ def write(pair: Pair, out: TextIO) -> None:
 def _card(view: RunView, side: str, found: Comparison) -> dict[str, Any]:
     """Return what a run's card says; of the losses the comparison knows more than either run's own report."""
     card = summary(view, side)
-    return card if found.loss is None else {**card, "loss": ""}
+    return card if found.loss is None else {**card, "notes": [note for note in card["notes"] if note[0] != "Loss"]}
 
 
 def _verdicts(found: Comparison) -> list[tuple[str, str, int]]:

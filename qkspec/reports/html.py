@@ -18,10 +18,8 @@ from qkspec.reports.notes import notes
 from qkspec.reports.pagedata import MAX_RUNS, page_data
 from qkspec.reports.view import (
     RunView,
-    loss_sentence,
     reasons,
     state_sentence,
-    surge_sentence,
     turn_sentence,
     views,
     what_was_read,
@@ -114,8 +112,6 @@ def summary(view: RunView, side: str = "") -> dict[str, Any]:
         "sentence": clean(state_sentence(view)),
         "turn": clean(turn_sentence(view)),
         "why": clean(", ".join(reasons(view, row))) if row is not None else "",
-        "surge": clean(surge_sentence(view)),
-        "loss": clean(loss_sentence(view), 500),
         "notes": [(word.capitalize(), clean(sentence, 500)) for word, sentence in notes(view)],
         "counts": [(verdict.value, counts[verdict]) for verdict in GRAVITY if counts[verdict]],
         "remarks": _cleaned(view.remarks()[:MAX_REMARKS]),

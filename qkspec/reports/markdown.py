@@ -6,14 +6,13 @@ from typing import TextIO
 
 from qkspec.analysis import Report
 from qkspec.clean import clean
+from qkspec.reports.notes import notes
 from qkspec.reports.view import (
     RunView,
     head_name,
-    loss_sentence,
     number,
     reasons,
     state_sentence,
-    surge_sentence,
     turn_sentence,
     views,
     what_was_read,
@@ -101,9 +100,7 @@ def _run(view: RunView) -> Iterator[str]:
         f"**{view.state.verdict}**: {inert(state_sentence(view))}",
         f"First: {inert(turn_sentence(view))}{why}",
     ]
-    for word, sentence in (("Surge", surge_sentence(view)), ("Loss", loss_sentence(view))):
-        if sentence:
-            facts.append(f"{word}: {inert(sentence)}")
+    facts += [f"{word.capitalize()}: {inert(sentence, 500)}" for word, sentence in notes(view)]
     yield "  \n".join(facts)
     yield ""
     worst = view.worst()

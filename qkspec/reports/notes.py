@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qkspec.reports.view import RunView, condition_text, head_name
+from qkspec.reports.view import RunView, condition_text, head_name, loss_sentence, surge_sentence
 from qkspec.theorem import CERTAIN, SUSPECT, Verdict
 
 Note = tuple[str, str]  # a word, and a sentence of what it names
@@ -13,7 +13,7 @@ Note = tuple[str, str]  # a word, and a sentence of what it names
 
 def notes(view: RunView) -> list[Note]:
     """Return what is to be said of one run, as (word, sentence)."""
-    parts = (_confidence, _flags, _forecast, _baseline, _offsets, _real_maps)
+    parts = (_confidence, _surge, _loss, _flags, _forecast, _baseline, _offsets, _real_maps)
     return [note for part in parts for note in part(view)]
 
 
@@ -30,6 +30,16 @@ def _confidence(view: RunView) -> Iterator[Note]:
             f"by weights alone {certain} of {len(bad)} malignant heads are certain"
             f" (κ ≥ {view.report.limits.certain:g}){rest}; --text measures maps where the model can run",
         )
+
+
+def _surge(view: RunView) -> Iterator[Note]:
+    if sentence := surge_sentence(view):
+        yield "surge", sentence
+
+
+def _loss(view: RunView) -> Iterator[Note]:
+    if sentence := loss_sentence(view):
+        yield "loss", sentence
 
 
 def _flags(view: RunView) -> Iterator[Note]:

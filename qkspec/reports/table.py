@@ -14,11 +14,9 @@ from qkspec.reports.palette import LOOKS, STATES
 from qkspec.reports.view import (
     QUIET,
     RunView,
-    loss_sentence,
     number,
     reasons,
     state_sentence,
-    surge_sentence,
     turn_sentence,
     views,
     what_was_read,
@@ -72,8 +70,7 @@ def _first(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     if row is not None:
         because = ", ".join(reasons(view, row))
         yield from _wrap(Text(glyphs.say(f"why: {because}"), "dim"), width, indent=4, hang=5)
-    said = [("surge", surge_sentence(view)), ("loss", loss_sentence(view)), *notes(view)]
-    for word, sentence in sorted((one for one in said if one[1]), key=lambda one: one[0] != "sure"):
+    for word, sentence in notes(view):
         yield from _wrap(Text(glyphs.name(f"{word}: {sentence}", 500)), width, indent=2, hang=len(word) + 2)
 
 

@@ -86,7 +86,7 @@ function timeLayout(state, metric, log, withLoss, marks, now) {
   const values = RUNS.map((run) => run.raw.values[metric]), low = Math.min(...values.map((one) => one.low)), high = Math.max(...values.map((one) => one.high));
   const title = { text: label(metric) }, domain = [withLoss ? FLOOR : 0, 1];
   return layout({
-    hovermode: "closest", legend: above(), margin: { l: 60, r: 16, t: 40, b: 42 },
+    hovermode: "closest", legend: { ...above(), traceorder: "normal" }, margin: { l: 60, r: 16, t: 40, b: 42 },
     shapes: [upright(now, css("--accent"), "dot"), ...marks.map((mark) => mark.shape)], annotations: marks.map((mark) => mark.words),
     xaxis: stepAxis(state, { anchor: withLoss ? "y2" : "y" }),
     yaxis: log ? logAxis(low, high, { domain, title }) : axis({ domain, title }),
