@@ -8,31 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qkspec.cli.options import (
-    Activations,
+    MAPS,
+    MODEL,
+    VERDICT,
+    WORK,
     Baseline,
-    CacheFolder,
-    Context,
-    Embeddings,
-    Heads,
-    Layers,
-    LayoutFile,
-    LimitOptions,
+    Flags,
     Margin,
-    NoCache,
     NoProgress,
-    NumHeads,
-    NumKvHeads,
-    Offsets,
-    OnDevice,
-    OnEngine,
     Paths,
     Quiet,
-    RayAddress,
-    Revisions,
-    Sizes,
-    Text,
     Verbose,
-    Workers,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -49,27 +36,11 @@ class OutputFormat(StrEnum):
     MARKDOWN = "markdown"
 
 
+@takes("sizes", "offsets", "revisions", *MODEL, *VERDICT, *MAPS, *WORK)
 def analyze(
     paths: Paths,
     *,
-    sizes: Sizes = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    num_heads: NumHeads = None,
-    num_kv_heads: NumKvHeads = None,
-    context: Context = None,
-    layout: LayoutFile = None,
-    limit: LimitOptions = None,
-    workers: Workers = None,
-    device: OnDevice = None,
-    engine: OnEngine = None,
-    ray_address: RayAddress = None,
-    cache: CacheFolder = None,
-    no_cache: NoCache = False,
-    offsets: Offsets = None,
-    embeddings: Embeddings = None,
-    activations: Activations = None,
-    text: Text = None,
+    flags: Flags,
     baseline: Baseline = None,
     margin: Margin = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report directory here.")] = None,
@@ -80,7 +51,6 @@ def analyze(
         str | None, typer.Option("--with", help="Further files for -o: parquet, markdown.", show_default=False)
     ] = None,
     plot_format: Annotated[str, typer.Option("--plot-format", help="png, svg or pdf, for -o.")] = "png",
-    revisions: Revisions = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     no_progress: NoProgress = False,
@@ -89,14 +59,8 @@ def analyze(
     from dataclasses import replace
 
     from qkspec.cli.measuring import load_bands, measure
-    from qkspec.cli.settings import Flags, load_file
+    from qkspec.cli.settings import load_file
 
-    flags = Flags(
-        sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
-        device, engine, ray_address, cache, no_cache, keep_spectra=out is not None,
-        eigenvalues=out is not None or output_format is OutputFormat.CSV,  # only the table of heads shows them
-        offsets=offsets, activations=activations, text=text, embeddings=embeddings, revisions=revisions,
-    )  # fmt: skip
     if out is not None:  # a mistake in what is asked for is told before the work, not after it
         from qkspec.reports.directory import check_target, write_directory
         from qkspec.reports.plots import check_format
@@ -104,7 +68,10 @@ def analyze(
         check_target(out)
         check_format(plot_format)
     formats = further_formats(further, out)
-    report = measure(paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose)
+    report = measure(
+        paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose, keep=out is not None,
+        every_head=out is not None or output_format is OutputFormat.CSV,
+    )  # fmt: skip
     if baseline is not None:
         report = replace(report, bands=load_bands(baseline, 2.0 if margin is None else margin))
     if out is not None:

@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.options import Layers, LayoutFile, NumHeads, NumKvHeads, Quiet
+from qkspec.cli.options import MODEL, Flags, Lines, Quiet, takes
 
 if TYPE_CHECKING:
     from qkspec.audit import Audit
     from qkspec.terms import Block
-
-
-class Lines(StrEnum):
-    """What ``--format`` takes."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class Terms(StrEnum):
@@ -30,9 +23,11 @@ class Terms(StrEnum):
     ALL = "all"
 
 
+@takes("revisions", *MODEL)
 def audit(
     path: Annotated[str, typer.Argument(help="A run: a folder of checkpoints.", metavar="RUN", show_default=False)],
     *,
+    flags: Flags,
     tau: Annotated[
         float, typer.Option("--tau", help="Of Rule 1: largest relative change of a step.", min=1e-12)
     ] = 0.004,
@@ -40,23 +35,18 @@ def audit(
         Terms, typer.Option("--terms", help="all: the weight terms of equation 1 at every checkpoint, too.")
     ] = Terms.QK,
     output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
-    layers: Layers = None,
-    num_heads: NumHeads = None,
-    num_kv_heads: NumKvHeads = None,
-    layout: LayoutFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Hold the changes of W_q and W_k between checkpoints against Rule 1: would AdamW² at τ have cut these steps?"""
     from qkspec.audit import audit as audited
     from qkspec.checkpoints.sequence import find_runs
     from qkspec.cli.progress import warn
-    from qkspec.cli.settings import Flags, load_file, settings
+    from qkspec.cli.settings import load_file, settings
     from qkspec.errors import UsageError
 
-    runs = find_runs([path])
+    runs = find_runs([path], revisions=flags.revisions or "")
     if len(runs) != 1:
         raise UsageError(f"{path}: holds {len(runs)} runs; name one of their folders")
-    flags = Flags(layers=layers, num_heads=num_heads, num_kv_heads=num_kv_heads, layout=layout)
     found = audited(runs[0], tau, settings(flags, *load_file()), terms=terms is Terms.ALL)
     for name, reason in found.skipped if not quiet else ():
         warn(f"{name} skipped: {reason}")

@@ -2,14 +2,13 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.options import Context, Heads, Layers, LayoutFile, LimitOptions, NoProgress, NumHeads, NumKvHeads, Quiet
+from qkspec.cli.options import MODEL, VERDICT, WORK, Flags, Lines, NoProgress, Quiet, takes
 
 if TYPE_CHECKING:
     from qkspec.analysis import Report
@@ -30,37 +29,24 @@ HEADINGS = {
 }
 
 
-class Lines(StrEnum):
-    """What ``--format`` takes."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
+@takes("revisions", *MODEL, *VERDICT, *WORK)
 def compare(
     a: Annotated[str, typer.Argument(help="A run, or a saved report of one run.", metavar="A", show_default=False)],
     b: Annotated[str, typer.Argument(help="The other one.", metavar="B", show_default=False)],
     *,
+    flags: Flags,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write a page too: a directory, or a file that ends in .html.")
     ] = None,
     output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
-    layers: Layers = None,
-    heads: Heads = None,
-    num_heads: NumHeads = None,
-    num_kv_heads: NumKvHeads = None,
-    context: Context = None,
-    layout: LayoutFile = None,
-    limit: LimitOptions = None,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Lay two runs side by side: trajectories, verdicts, the step at which they part, and that of their losses."""
     from qkspec.cli.measuring import measure
-    from qkspec.cli.settings import Flags, load_file
+    from qkspec.cli.settings import load_file
     from qkspec.comparison import compare as compared
 
-    flags = Flags(None, layers, heads, num_heads, num_kv_heads, context, layout, limit)
     table, where = load_file()
     if out is not None:
         from qkspec.reports.comparing import check_target

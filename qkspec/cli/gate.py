@@ -9,29 +9,18 @@ import typer
 
 from qkspec.clean import clean
 from qkspec.cli.options import (
-    Activations,
+    MAPS,
+    MODEL,
+    VERDICT,
+    WORK,
     Baseline,
-    CacheFolder,
-    Context,
-    Embeddings,
-    Heads,
-    Layers,
-    LayoutFile,
-    LimitOptions,
+    Flags,
     Margin,
-    NoCache,
     NoProgress,
-    NumHeads,
-    NumKvHeads,
-    OnDevice,
-    OnEngine,
     Paths,
     Quiet,
-    RayAddress,
-    Revisions,
-    Text,
     Verbose,
-    Workers,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -44,9 +33,11 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
+@takes("revisions", *MODEL, *VERDICT, *MAPS, *WORK)
 def gate(
     paths: Paths,
     *,
+    flags: Flags,
     max_sec: Annotated[float | None, typer.Option("--max-sec", help="Largest SEC(d_q, s) allowed, 0 to 1.")] = None,
     s: Annotated[int | None, typer.Option("-s", help="The s of --max-sec. Default: 4.")] = None,
     max_sigma1: Annotated[float | None, typer.Option("--max-sigma1", help="Largest σ1(W_q'W_k) allowed.")] = None,
@@ -80,23 +71,6 @@ def gate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a summary in Markdown here.")] = None,
     baseline: Baseline = None,
     margin: Margin = None,
-    embeddings: Embeddings = None,
-    activations: Activations = None,
-    text: Text = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    num_heads: NumHeads = None,
-    num_kv_heads: NumKvHeads = None,
-    context: Context = None,
-    layout: LayoutFile = None,
-    limit: LimitOptions = None,
-    workers: Workers = None,
-    device: OnDevice = None,
-    engine: OnEngine = None,
-    ray_address: RayAddress = None,
-    cache: CacheFolder = None,
-    no_cache: NoCache = False,
-    revisions: Revisions = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     no_progress: NoProgress = False,
@@ -106,7 +80,7 @@ def gate(
     Without a threshold, no head may be malignant or broken.
     """
     from qkspec.cli.measuring import load_bands, measure
-    from qkspec.cli.settings import Flags, load_file, load_policy
+    from qkspec.cli.settings import load_file, load_policy
     from qkspec.gate import check
 
     table, where = load_file()
@@ -117,11 +91,6 @@ def gate(
         "baseline": baseline, "margin": margin,
     }  # fmt: skip
     rules = policy(given, written, where if policy_file is None else str(policy_file))
-    flags = Flags(
-        None, layers, heads, num_heads, num_kv_heads, context, layout, limit, workers,
-        device, engine, ray_address, cache, no_cache,
-        activations=activations, text=text, embeddings=embeddings, revisions=revisions,
-    )  # fmt: skip
     bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
     size = rules.s if rules.needs_sec else None
     report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, verbose=verbose, s=size)

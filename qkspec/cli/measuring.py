@@ -10,7 +10,8 @@ from qkspec.analysis import Report, Settings, judge
 from qkspec.baseline import Bands
 from qkspec.checkpoints.sequence import find_runs
 from qkspec.cli import progress as bars
-from qkspec.cli.settings import Flags, settings
+from qkspec.cli.options import Flags
+from qkspec.cli.settings import settings
 from qkspec.errors import UsageError
 
 
@@ -24,6 +25,8 @@ def measure(
     progress: bool,
     verbose: bool = False,
     s: int | None = None,
+    keep: bool = False,
+    every_head: bool = False,
 ) -> Report:
     """Measure what the paths name, or read it from a saved report directory.
 
@@ -36,11 +39,13 @@ def measure(
         progress: a bar on a terminal.
         verbose: say what was passed over on purpose.
         s: one more s of SEC that is needed, for a gate on it.
+        keep: singular values and maps, for a report directory.
+        every_head: what only the table of heads shows, too.
 
     Raises:
         UsageError: saved reports and checkpoints are mixed.
     """
-    chosen = settings(flags, table, where)
+    chosen = replace(settings(flags, table, where), keep_spectra=keep, eigenvalues=every_head)
     if s is not None and s not in chosen.sizes:
         chosen = replace(chosen, sizes=(*chosen.sizes, s))
     saved = [path for path in paths if (Path(path) / "report.json").is_file()]
@@ -55,7 +60,7 @@ def measure(
         for path, reason in run.ignored.items():
             bars.say(f"{path} passed over: {reason}")
     report = judge(bars.measured(runs, chosen, quiet=quiet, progress=progress), chosen)
-    return replace(report, maps=maps.draw(report, runs, chosen)) if flags.keep_spectra else report
+    return replace(report, maps=maps.draw(report, runs, chosen)) if keep else report
 
 
 def load_bands(path: str, margin: float) -> Bands:

@@ -1,8 +1,12 @@
-"""Options that several commands share, written once."""
+"""Options that several commands share, written once: each by itself, and those of measuring together as Flags."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -18,6 +22,13 @@ class Device(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     MPS = "mps"
+
+
+class Lines(StrEnum):
+    """What ``--format`` takes where lines of text are printed."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 Paths = Annotated[
@@ -149,3 +160,57 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what was passed over on purpose.", rich_help_panel=_OUTPUT)
 ]
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The measuring options as they were given; None where one was not."""
+
+    sizes: Sizes = None
+    layers: Layers = None
+    heads: Heads = None
+    num_heads: NumHeads = None
+    num_kv_heads: NumKvHeads = None
+    context: Context = None
+    layout: LayoutFile = None
+    limits: LimitOptions = None
+    offsets: Offsets = None
+    embeddings: Embeddings = None
+    activations: Activations = None
+    text: Text = None
+    revisions: Revisions = None
+    workers: Workers = None
+    device: OnDevice = None
+    engine: OnEngine = None
+    ray_address: RayAddress = None
+    cache: CacheFolder = None
+    no_cache: NoCache = False
+
+
+MODEL = ("layers", "num_heads", "num_kv_heads", "layout")
+VERDICT = ("heads", "context", "limits")
+WORK = ("workers", "device", "engine", "ray_address", "cache", "no_cache")
+MAPS = ("embeddings", "activations", "text")  # of tokens that are not isotropic
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the named options of Flags, in the order of Flags, in place of its parameter ``flags``."""
+    hints = get_type_hints(Flags, include_extras=True)
+    spliced = {
+        name: Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Flags, name), annotation=hint)
+        for name, hint in hints.items()
+        if name in names
+    }
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(flags=Flags(**{name: given.pop(name) for name in spliced}), **given)
+
+        own = {name: parameter for name, parameter in signature(command).parameters.items() if name != "flags"}
+        whole = signature(command).replace(parameters=[*own.values(), *spliced.values()])
+        run.__signature__ = whole  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in whole.parameters.items()}
+        return run
+
+    return decorated

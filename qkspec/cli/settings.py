@@ -2,12 +2,12 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkspec.cli.options import Device
+from qkspec.cli.options import Device, Flags
 from qkspec.engine import Engine
 from qkspec.errors import UsageError
 
@@ -20,33 +20,6 @@ KEYS = (
     "s", "layers", "heads", "num_heads", "num_kv_heads", "context", "layout", "workers", "limits", "gate",
     "device", "engine", "ray_address", "cache", "offsets", "activations", "text", "embeddings",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Flags:
-    """The measuring options as they were given; None where one was not."""
-
-    sizes: list[int] | None = None
-    layers: str | None = None
-    heads: str | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    context: int | None = None
-    layout: str | None = None
-    limits: list[str] | None = None
-    workers: int | None = None
-    device: str | None = None
-    engine: str | None = None
-    ray_address: str | None = None
-    cache: Path | None = None
-    no_cache: bool = False
-    keep_spectra: bool = False
-    eigenvalues: bool = False
-    offsets: str | None = None
-    activations: str | None = None
-    text: str | None = None
-    embeddings: bool | None = None
-    revisions: str | None = None
 
 
 def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
@@ -85,7 +58,7 @@ def load_policy(path: Path) -> Mapping[str, Any]:
 
 
 def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
-    """Build the Settings of an analysis from flags and a settings table; a flag wins.
+    """Build the Settings of an analysis from flags and a settings table; a flag wins. Nothing is kept for a report.
 
     Raises:
         UsageError: a value is not of its kind.
@@ -113,8 +86,8 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         engine=Engine(_one_of(Engine, flags.engine, table, "engine", where) or Engine.LOCAL),
         ray_address=flags.ray_address or _text(table, "ray_address", where),
         cache=_cache(flags, table, where),
-        keep_spectra=flags.keep_spectra,
-        eigenvalues=flags.eigenvalues,
+        keep_spectra=False,
+        eigenvalues=False,
         offsets=tuple(
             sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
         ),

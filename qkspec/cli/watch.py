@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.options import Context, Heads, Layers, LayoutFile, LimitOptions, NumHeads, NumKvHeads, Sizes
+from qkspec.cli.options import MODEL, VERDICT, WORK, Flags, Lines, takes
 
 if TYPE_CHECKING:
     from qkspec.watch import Moment
@@ -21,18 +20,13 @@ STDERR = 2  # an alert's output is no result
 SHOWN = 8  # heads named on a line
 
 
-class Lines(StrEnum):
-    """What ``--format`` takes."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
+@takes("sizes", *MODEL, *VERDICT, *WORK)
 def watch(
     path: Annotated[
         str, typer.Argument(help="Folder or URL of the run; it need not exist yet.", metavar="DIR", show_default=False)
     ],
     *,
+    flags: Flags,
     every: Annotated[
         float | None, typer.Option("--every", help="Seconds between looks [10; at a URL 60].", min=0.1)
     ] = None,
@@ -51,25 +45,19 @@ def watch(
         float | None, typer.Option("--until-idle", help="End after so many seconds without a checkpoint.", min=0)
     ] = None,
     output_format: Annotated[Lines, typer.Option("--format", help="Lines of text or of JSON.")] = Lines.TEXT,
-    sizes: Sizes = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    num_heads: NumHeads = None,
-    num_kv_heads: NumKvHeads = None,
-    context: Context = None,
-    layout: LayoutFile = None,
-    limit: LimitOptions = None,
 ) -> None:
     """Follow a run: measure each new complete checkpoint once, one line each. Ctrl-C ends it."""
+    from dataclasses import replace
+
     from qkspec.checkpoints.remote import is_url
     from qkspec.cli.progress import say
-    from qkspec.cli.settings import Flags, load_file, settings
+    from qkspec.cli.settings import load_file, settings
     from qkspec.watch import arrivals, follow
 
     stops = _stops(until_verdict)
     command = _command(on_alert)
-    flags = Flags(sizes, layers, heads, num_heads, num_kv_heads, context, layout, limit, 1)
-    chosen = settings(flags, *load_file())
+    # One worker unless told otherwise: the run that is watched may need the processors.
+    chosen = settings(replace(flags, workers=1 if flags.workers is None else flags.workers), *load_file())
     pause = every or (60.0 if is_url(path) else 10.0)
     said = ""
     for moment in follow(arrivals(path, every=pause, idle=until_idle), chosen):

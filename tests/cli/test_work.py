@@ -38,6 +38,30 @@ def test_the_second_run_reads_what_the_first_one_kept(run, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["compare", "{run}", "{run}", "--workers", "2", "--device", "cpu", "--engine", "local"], 2),
+        (["watch", "{run}", "--until-idle", "0.3", "--every", "0.1", "--device", "cpu"], 2),
+        (["gate", "{run}", "--max-sigma1", "1e9", "--workers", "1"], 2),
+    ],
+)
+def test_every_command_that_measures_takes_the_same_options(command, kept, run, tmp_path):
+    words = [word.format(run=run) for word in command]
+    assert main([*words, "--cache", str(tmp_path / "kept")]) == 0
+    assert len(entries(tmp_path / "kept")) == kept
+    assert main([*words, "--cache", str(tmp_path / "none"), "--no-cache"]) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_compare_shows_the_same_whoever_does_the_work(run, capsys):
+    shown = set()
+    for words in (["--workers", "1"], ["--workers", "2"], ["--device", "auto"]):
+        assert main(["compare", run, run, "--no-cache", *words]) == 0
+        shown.add(capsys.readouterr().out)
+    assert len(shown) == 1
+
+
 def test_the_cache_is_the_platforms_unless_told_otherwise(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert main(["analyze", run, "--no-cache"]) == 0
@@ -58,8 +82,14 @@ def test_settings_file_can_switch_the_cache_off(run, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_a_usage_error(run, capsys):
-    assert main(["analyze", run, "--device", "cuda", "--no-cache"]) == 2
-    assert "--device cuda" in capsys.readouterr().err
+    for command in (
+        ["analyze", run],
+        ["gate", run],
+        ["compare", run, run],
+        ["watch", run, "--every", "0.1", "--until-idle", "0.3"],
+    ):
+        assert main([*command, "--device", "cuda", "--no-cache"]) == 2
+        assert "--device cuda" in capsys.readouterr().err
 
 
 def test_a_cluster_that_does_not_answer_is_a_usage_error(run, capsys):
