@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,6 +22,7 @@ from qkspec.train.loop import Step
 from qkspec.train.models.anatomy import choose
 from qkspec.train.world import whole
 
+BLOCKS = 8  # at most, whose maps are drawn: first, last, and evenly between
 EVIDENCE, MAPS = "alarm.json", "maps.png"
 
 
@@ -63,7 +65,9 @@ def examine(lab: Lab, step: Step) -> Evidence:
     lab = undivided(lab)
     data["probe"] = probes.probe(lab)
     parts, _, _ = probes.probed(lab)
-    heads = choose("all", parts)
+    everything = choose("all", parts)
+    shown = np.unique(np.linspace(0, len(parts) - 1, BLOCKS).round().astype(int))
+    heads = {int(i): everything[int(i)] for i in shown}
     title = f"step {step.step}: {step.alarm}"
     return Evidence(data, maps.still(probes.maps(lab, heads), heads, title, causal=parts[0].causal))
 

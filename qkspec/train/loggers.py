@@ -4,10 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from qkspec.errors import UsageError
 from qkspec.train.config import TrainConfig
@@ -92,16 +95,42 @@ def check(names: Sequence[str]) -> None:
 
 
 def logged(steps: Iterable[Step], names: Sequence[str], folder: Path, config: TrainConfig) -> Iterator[Step]:
-    """Pass the steps of a run through, each recorded by every named logger; the loggers open with the first step."""
-    known, loggers = dict(LOGGERS), list[Logger]()
+    """Pass the steps of a run through, each recorded by every named logger; the loggers open with the first step.
+
+    One that cannot open is a UsageError. One that fails later is left behind with a line on stderr: the run goes on.
+    """
+    loggers: dict[str, Logger] = {}
+    opened = False
     with ExitStack() as stack:
         for step in steps:
-            for name in names[len(loggers) :]:
-                loggers.append(known[name](folder, config))
-                stack.callback(loggers[-1].close)
-            for logger in loggers:
-                logger.log(step.step, scalars(step))
+            for name in names if not opened else ():
+                loggers[name] = _opened(name, folder, config)
+                stack.callback(_without_failing, name, loggers[name].close)
+            opened = True
+            for name in list(loggers):
+                if not _without_failing(name, partial(loggers[name].log, step.step, scalars(step))):
+                    del loggers[name]
             yield step
+
+
+def _opened(name: str, folder: Path, config: TrainConfig) -> Logger:
+    try:
+        return dict(LOGGERS)[name](folder, config)
+    except Exception as error:  # whatever a service's own package raises
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--log {name} cannot start ({reason}); mend that, then --resume {folder}") from error
+
+
+def _without_failing(name: str, act: Callable[[], None]) -> bool:
+    """Do something with a logger and say whether it went well; if not, tell the user once."""
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001 - a run of days must not end because a server did not answer
+        reason = str(error).splitlines()[0]
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"--log {name} failed ({reason}); the run goes on without it, and metrics.jsonl has every row")
+        return False
+    return True
 
 
 def scalars(step: Step) -> dict[str, float]:

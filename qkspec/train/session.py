@@ -71,8 +71,9 @@ def _single(request: Request, world: World) -> int:
     with runs.listening() as stop:
         steps = runs.resume(folder, stop, changes) if request.resume else runs.run(config, folder, stop)
         steps = loggers.logged(steps, services, folder, config)
-        quiet = request.quiet or not world.leads
-        for step in display.show(steps, config.steps, folder, quiet=quiet, live=request.live):
+        if world.leads:
+            steps = display.show(steps, config.steps, folder, quiet=request.quiet, live=request.live)
+        for step in steps:
             last = step
             validation = validation if step.validation is None else step.validation
     if world.leads:

@@ -86,3 +86,33 @@ def test_logging_changes_no_weight(config: TrainConfig, tmp_path: Path) -> None:
     list(runs.run(config, tmp_path / "plain", runs.Stop()))
     a, b = (tmp_path / n / "step-000004" / "resume.safetensors" for n in ("logged", "plain"))
     assert a.read_bytes() == b.read_bytes()
+
+
+class Broken(loggers.Logger):
+    """A service that answers ``left`` times."""
+
+    left = 2
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        if not Broken.left:
+            raise ConnectionError("no server there\nsecond line")
+
+    def log(self, step: int, values: object) -> None:
+        if step >= Broken.left:
+            raise ConnectionError("no answer")
+
+    def close(self) -> None:
+        raise ConnectionError("no answer")
+
+
+def test_a_logger_that_fails_does_not_end_the_run(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loggers, "LOGGERS", (("broken", Broken),))
+    steps = list(loggers.logged(runs.run(config, tmp_path / "run", runs.Stop()), ["broken"], tmp_path, config))
+    assert steps[-1].step == config.steps
+    said = capsys.readouterr().err
+    assert said.count("--log broken failed (no answer); the run goes on") == 2  # in the midst, and when it closes
+    monkeypatch.setattr(Broken, "left", 0)
+    with pytest.raises(UsageError, match=r"--log broken cannot start \(no server there\)"):
+        next(loggers.logged(runs.run(config, tmp_path / "other", runs.Stop()), ["broken"], tmp_path, config))
