@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qkspec.analysis import analyze
 from qkspec.errors import UsageError
 from qkspec.train import run as runs
 from qkspec.train import save
@@ -33,6 +35,33 @@ with joined() as world:
         pass
     bits = b"".join(w.detach().numpy().tobytes() for w in lab.model.parameters())
     Path(sys.argv[2], f"digest-{world.rank}").write_text(hashlib.sha256(bits).hexdigest())
+"""
+
+_DIVIDED = """
+import json, sys
+from pathlib import Path
+import torch
+from qkspec.train import run as runs
+from qkspec.train.config import from_dict
+from qkspec.train.world import joined
+out = Path(sys.argv[2])
+with joined() as world:
+    for config in (from_dict(values) for values in json.loads(sys.argv[1])):
+        list(runs.run(config, out / config.optimizer, runs.Stop()))
+    stop = runs.Stop()
+    for step in runs.run(config, out / "cut", stop):
+        if step.step == 7 and world.rank == 1:
+            stop.signals.append(15)  # after the processes have agreed on this step: it is for the next
+    assert step.step == 8 and stop.code == 143
+    list(runs.resume(out / "cut", runs.Stop()))
+    build = runs.build
+    def poisoned(config):
+        lab = build(config)
+        if world.rank == 1:
+            lab.model.lm_head.weight.data.to_local()[0, 0] = torch.nan
+        return lab
+    runs.build = poisoned
+    list(runs.run(config, out / "crash", runs.Stop()))
 """
 
 
@@ -76,11 +105,47 @@ def test_two_processes_give_the_run_of_one_and_resume(tiny: TrainConfig, tmp_pat
     assert [r["step"] for r in save.lines(out / "metrics.jsonl")] == list(range(15))
 
 
+def test_divided_weights_train_save_and_resume_as_whole_ones(tiny: TrainConfig, tmp_path: Path) -> None:
+    common = dataclasses.replace(tiny, accumulate=2, clip=0.5, eps=1e-4, fsdp=True, probe_every=6, maps="1", beta2=0.9)
+    configs = [dataclasses.replace(common, optimizer=name) for name in ("adamw", "adamw2")]
+    script = tmp_path / "script.py"
+    script.write_text(_DIVIDED, encoding="utf-8")
+    command = _torchrun(str(script), json.dumps([config.as_dict() for config in configs]), str(tmp_path))
+    subprocess.run(command, env=_environment(), check=True, capture_output=True)
+    for config in configs:
+        list(runs.run(config, tmp_path / "whole", runs.Stop()))  # in one process there is nothing to divide
+        whole, ours = tmp_path / "whole", tmp_path / config.optimizer
+        a, b = (load_file(folder / "step-000012" / "model.safetensors") for folder in (whole, ours))
+        assert {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
+        for name, weight in a.items():
+            torch.testing.assert_close(b[name], weight, atol=1e-4, rtol=1e-3)
+        probes = [list(save.lines(folder / "probes.jsonl"))[-1]["blocks"] for folder in (whole, ours)]
+        assert probes[1][1]["terms"]["q"] == pytest.approx(probes[0][1]["terms"]["q"], rel=1e-3)
+        assert (ours / "maps" / "step-000012.png").is_file()
+        for file in ("model.safetensors", "resume.safetensors") if config.optimizer == "adamw2" else ():
+            assert (ours / "step-000012" / file).read_bytes() == (tmp_path / "cut" / "step-000012" / file).read_bytes()
+        last = list(runs.resume(ours, runs.Stop(), {"steps": 14}))[-1]  # by another number of processes
+        assert (last.step, last.outcome) == (14, "ok")
+        shutil.rmtree(whole)
+    evidence = json.loads((tmp_path / "crash" / "alarm-000001" / "alarm.json").read_text())
+    assert evidence["why"] == "loss is NaN"
+    assert sum(row["weight_not_finite"] for row in evidence["tensors"].values()) == 1
+    assert set(analyze([tmp_path / "adamw2"]).readings["layer"]) == {0, 1}
+
+
+def test_what_needs_whole_weights_is_refused_with_divided_ones(tiny: TrainConfig) -> None:
+    for change in ({"ring": 2}, {"reparam": "sigma"}):
+        with pytest.raises(UsageError, match="--fsdp divides the weights"):
+            dataclasses.replace(tiny, fsdp=True, **change)
+
+
 def test_micro_batches_must_share_out_evenly(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="multiple of the 2 processes"):
         build(dataclasses.replace(tiny, accumulate=3))
+    with pytest.raises(UsageError, match="--eval-batches 3 is no multiple"):
+        build(dataclasses.replace(tiny, accumulate=2, eval_batches=3, fsdp=True))
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tiny: TrainConfig, tmp_path: Path) -> None:
