@@ -172,12 +172,13 @@ def assemble(
 
 def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits) -> RunState:
     """Judge one run from its rows."""
-    table = HeadTable.of(readings)
+    table, rank = HeadTable.of(readings), _random_ranks(readings)
     return trajectory.run_state(
         table.steps,
         table.spread(readings.metric("sigma1")),
         malignant=table.spread(_are(verdicts, Verdict.MALIGNANT), fill=0),
-        both=table.spread(theorem.collapsing(readings, limits, _random_ranks(readings)), fill=0),
+        both=table.spread(theorem.collapsing(readings, limits, rank), fill=0),
+        frozen=table.spread(theorem.frozen(readings, limits, rank), fill=0),
         judged=table.spread(~_are(verdicts, *NOT_JUDGED), fill=0),
         broken=table.spread(_are(verdicts, Verdict.BROKEN), fill=0),
     )
@@ -219,9 +220,9 @@ def _story(
 
 
 def _reasons(state: RunState) -> tuple[Condition, ...]:
-    limit = LOST if state.share >= LOST else WARNED
     found = (
-        ("heads concentrated and large", "share", state.share, limit),
+        ("heads concentrated and large", "share", state.share, WARNED),
+        ("heads concentrated and frozen", "frozen", state.frozen, LOST),
         ("malignant heads", "malignant", float(state.malignant), 1.0),
         ("median growth of ln sigma1 a step", "growth", state.growth, SURGE),
     )

@@ -195,6 +195,18 @@ def collapsing(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
     return np.where(by_gains, found.large & found.sparse, found.concentrated & found.large)
 
 
+def frozen(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
+    """Return which of the ``collapsing`` heads (rows,) have κ at ``limits.certain`` or above and no open map measured.
+
+    A run is lost by these alone. ViTs trained well with warmup keep many heads at κ between the two limits, and their
+    maps are sparse indeed; GPTs that lost their run had two thirds of their heads or more beyond the upper one.
+    """
+    found = conditions(readings, limits, random_rank)
+    measured = _map_index(readings, "entropy")[1] >= KINDS.index("random")
+    sure = (readings.metric("freezing_ratio") >= limits.certain) & (found.sparse | ~measured)
+    return np.asarray(collapsing(readings, limits, random_rank) & sure)
+
+
 def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank: F64) -> NDArray[np.object_]:
     """Return the Verdict of every row.
 

@@ -15,7 +15,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 SURGE = 0.1  # growth of ln σ_1 a step: 0.2-0.7 in runs that were lost, below 0.1 in nearly all sound ones
 STATES = ("sound", "unjudged", "warned", "lost", "broken")  # verdicts of a run, each graver than the one before
-LOST, WARNED = 0.5, 0.25  # shares of heads that are concentrated and large
+LOST = 0.5  # share of heads that are concentrated and frozen
+WARNED = 0.25  # share of heads that are concentrated and large
 
 
 def growth(steps: NDArray[np.int64], sigma1: F64) -> F64:
@@ -103,6 +104,7 @@ class RunState:
         surge: the first step by which the median head's ln σ_1 had grown by SURGE a step, or None.
         crossed: the first step at which a share WARNED of the judged heads was concentrated and large, or None.
         growth: the largest growth of the median head's ln σ_1 a step between two checkpoints; NaN if there is none.
+        frozen: of the judged heads, the share that is concentrated and frozen at the last checkpoint.
     """
 
     verdict: str
@@ -112,12 +114,13 @@ class RunState:
     surge: int | None
     crossed: int | None = None
     growth: float = math.nan
+    frozen: float = math.nan
 
 
 def run_state(
-    steps: NDArray[np.int64], sigma1: F64, *, malignant: Truth, both: Truth, judged: Truth, broken: Truth
+    steps: NDArray[np.int64], sigma1: F64, *, malignant: Truth, both: Truth, frozen: Truth, judged: Truth, broken: Truth
 ) -> RunState:
-    """Judge a run by its heads: the share that is concentrated and large, never the mean of heads.
+    """Judge a run by its heads: shares of them, never their mean.
 
     Args:
         steps: (n,) increasing.
@@ -125,16 +128,18 @@ def run_state(
         malignant: (n, heads) verdicts.
         broken: (n, heads) verdicts.
         both: (n, heads) concentrated and large.
+        frozen: (n, heads) those of them that are frozen, see ``theorem.frozen``.
         judged: (n, heads) verdict other than unjudged, broken or not applicable.
     """
     last = judged[-1]
-    share = float(both[-1][last].mean()) if last.any() else float("nan")
+    share = float(both[-1][last].mean()) if last.any() else math.nan
+    lost = float(frozen[-1][last].mean()) if last.any() else math.nan
     bad = int(malignant[-1].sum())
     if broken[-1].any():
         verdict = "broken"
     elif np.isnan(share):
         verdict = "unjudged"
-    elif share >= LOST:
+    elif lost >= LOST:
         verdict = "lost"
     elif share >= WARNED or bad:
         verdict = "warned"
@@ -150,6 +155,7 @@ def run_state(
         _least(first(steps[1:], (rates >= SURGE)[:, None])),
         _least(first(steps, (shares >= WARNED)[:, None])),
         float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan,
+        lost,
     )
 
 

@@ -9,8 +9,8 @@ from qkspec.baseline import Bands
 from qkspec.curve import Curve
 from qkspec.metrics import names
 from qkspec.qk import QKNorm
-from qkspec.readings import NO_STEP, concatenate
-from qkspec.theorem import Limits
+from qkspec.readings import NO_STEP, Readings, concatenate
+from qkspec.theorem import KINDS, Limits
 
 STEPS = np.arange(1, 101)
 GOOD, BAD = Curve(STEPS, np.full(100, 2.0)), Curve(STEPS, np.where(STEPS < 50, 2.0, 3.0))
@@ -25,7 +25,7 @@ def run(name, sizes, *, first=0):
 
 
 def assembled(*tables, losses=None, applicable=True):
-    readings = concatenate([one for part in tables for one in part], names())
+    readings = concatenate([one for part in tables for one in part], names(kinds=KINDS))
     return judging.assemble(
         readings, np.full(len(readings), applicable), Limits(), checkpoints=(), skipped={}, spectra={}, losses=losses
     )
@@ -59,13 +59,25 @@ def test_without_steps_there_are_no_alarms_to_lead():
 
 def test_reasons_carry_value_limit_and_margin():
     reasons = {c.metric: c for c in assembled(run("bad", (0.5, 30, 30))).stories["bad"].reasons}
-    assert (reasons["share"].value, reasons["share"].limit, reasons["share"].holds) == (1.0, 0.5, True)
-    assert reasons["share"].margin == pytest.approx(1.0)
+    assert (reasons["share"].value, reasons["share"].limit, reasons["share"].holds) == (1.0, 0.25, True)
+    assert (reasons["frozen"].value, reasons["frozen"].limit, reasons["frozen"].holds) == (1.0, 0.5, True)
+    assert reasons["share"].margin == pytest.approx(3.0)
     assert reasons["malignant"].holds
     assert reasons["growth"].value == pytest.approx(np.log(60) / 10, rel=0.01)
     one = {c.metric: c for c in assembled(run("x", (0.5,))).stories["x"].reasons}
     assert one["growth"].value is None
     assert one["growth"].margin is None
+
+
+def test_a_run_is_lost_by_frozen_heads_and_warned_by_large_ones():
+    """A measured map that is open keeps even a frozen head from counting."""
+    for size, verdict in ((9, "warned"), (30, "lost")):
+        (last,) = run("x", (size,))
+        assert (0.45 < last.metric("freezing_ratio")[0] < 1) == (verdict == "warned")
+        assert assembled([last]).states["x"].verdict == verdict
+    open_map = {"random_entropy": np.array([0.9]), "random_rank": np.array([0.1]), "random_diagonal": np.array([0.1])}
+    found = assembled([Readings({**last.columns, **open_map})]).states["x"]
+    assert (found.verdict, found.share, found.frozen) == ("warned", 1.0, 0.0)
 
 
 def test_courses_say_when_each_condition_was_crossed():

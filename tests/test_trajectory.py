@@ -27,7 +27,7 @@ def test_first_and_settled_crossing():
 
 def state(**given):
     shape = (2, 4)
-    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "broken")} | {
+    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "frozen", "broken")} | {
         "judged": np.ones(shape, dtype=bool)
     }
     return trajectory.run_state(np.array([0, 10]), np.ones(shape), **{**flags, **given})
@@ -42,7 +42,9 @@ def heads(last, first=(0, 0, 0, 0)):
     [
         ({}, "sound"),
         ({"both": heads((1, 0, 0, 0))}, "warned"),
-        ({"both": heads((1, 1, 0, 0))}, "lost"),
+        ({"both": heads((1, 1, 1, 1))}, "warned"),
+        ({"both": heads((1, 1, 1, 1)), "frozen": heads((1, 0, 0, 0))}, "warned"),
+        ({"both": heads((1, 1, 0, 0)), "frozen": heads((1, 1, 0, 0))}, "lost"),
         ({"malignant": heads((1, 0, 0, 0))}, "warned"),
         ({"broken": heads((1, 0, 0, 0))}, "broken"),
         ({"judged": heads((0, 0, 0, 0))}, "unjudged"),
@@ -61,7 +63,7 @@ def test_the_step_at_which_the_first_head_turned():
 def test_surge_is_growth_of_the_median_head():
     steps = np.array([0, 2, 4])
     fast = np.exp(0.3 * steps)[:, None] * np.ones((1, 4))
-    flags = {name: np.zeros((3, 4), dtype=bool) for name in ("malignant", "both", "broken")}
+    flags = {name: np.zeros((3, 4), dtype=bool) for name in ("malignant", "both", "frozen", "broken")}
     assert trajectory.run_state(steps, fast, judged=np.ones((3, 4), dtype=bool), **flags).surge == 2
     slow = np.exp(0.01 * steps)[:, None] * np.ones((1, 4))
     assert trajectory.run_state(steps, slow, judged=np.ones((3, 4), dtype=bool), **flags).surge is None
@@ -78,7 +80,7 @@ def test_the_step_at_which_a_quarter_was_concentrated_and_large():
 def test_the_largest_growth_of_the_median_head():
     steps = np.array([0, 10, 20])
     sigma = np.exp(np.array([[0.0, 0, 0], [1, 2, 9], [1, 2, 9.5]]))
-    flags = {name: np.zeros((3, 3), dtype=bool) for name in ("malignant", "both", "broken")}
+    flags = {name: np.zeros((3, 3), dtype=bool) for name in ("malignant", "both", "frozen", "broken")}
     found = trajectory.run_state(steps, sigma, judged=np.ones((3, 3), dtype=bool), **flags)
     assert found.growth == pytest.approx(0.2)
     assert np.isnan(state(malignant=heads((0, 0, 0, 0))).growth) or state().growth == 0

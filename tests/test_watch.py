@@ -103,8 +103,8 @@ def test_moments_of_a_run_that_collapses(lost, tmp_path):
     found = follow(arrivals(str(run), every=1, idle=2, sleep=Clock()), Settings())
     moments = [moment for moment in found if not isinstance(moment, str)]
     assert [moment.step for moment in moments] == list(STEPS)
-    assert [moment.verdict for moment in moments] == ["sound", "sound", "warned", "lost", "lost"]
-    assert [moment.before for moment in moments] == ["", "sound", "sound", "warned", "lost"]
+    assert [moment.verdict for moment in moments] == ["sound", "sound", "warned", "warned", "lost"]
+    assert [moment.before for moment in moments] == ["", "sound", "sound", "warned", "warned"]
     assert [moment.alarming for moment in moments] == [False, False, True, True, True]
     assert all(not moment.report.spectra for moment in moments), "spectra of a long run would fill the memory"
     from qkspec import analyze

@@ -82,6 +82,7 @@ def _run(view: RunView) -> Json:
         "state": {
             "verdict": view.state.verdict,
             "share_concentrated_and_large": plain_number(view.state.share),
+            "share_concentrated_and_frozen": plain_number(view.state.frozen),
             "malignant": view.state.malignant,
             "first_malignant_step": view.state.turned,
             "surge_step": view.state.surge,
