@@ -81,8 +81,8 @@ def _over_time() -> dict[str, str]:
     return {
         "run_verdict": f"of a run's last checkpoint: {', '.join(STATES)}\n"
         "  broken: some head holds NaN or Inf\n"
-        f"  lost: at least {LOST:.0%} of the judged heads are concentrated and large\n"
-        f"  warned: at least {WARNED:.0%} of them, or a malignant head\n"
+        f"  lost: at least {LOST:.0%} of the judged heads are concentrated and frozen (κ at limit certain or above)\n"
+        f"  warned: at least {WARNED:.0%} of them are concentrated and large, or one is malignant\n"
         "  sound: neither\n  unjudged: no head could be judged",
         "surging": f"flag: ln σ_1 grew by {SURGE} a step or more, or later σ_1 doubled between checkpoints at"
         f" {courses.JUMP:g} times the run's own median growth",
