@@ -64,7 +64,7 @@ class WandB(Logger):
 
 
 class MLflow(Logger):
-    """An MLflow run at MLFLOW_TRACKING_URI, or where MLflow keeps its runs by default."""
+    """An MLflow run at MLFLOW_TRACKING_URI, or where MLflow keeps its runs by default (which needs all of mlflow)."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._mlflow: Any = import_module("mlflow")
