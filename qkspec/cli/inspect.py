@@ -25,7 +25,8 @@ def inspect(
 ) -> None:
     """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why.
 
-    Of a checkpoint that matches no known layout, a layout file for --layout is drafted from its tensor names.
+    Of a checkpoint that matches no known layout, a layout file for --layout is drafted from its tensor names; --json also
+    drafts one where only names were matched.
     """
     from qkspec.checkpoints.sequence import find_runs
     from qkspec.errors import InputError, QkspecError, UnknownLayoutError
@@ -66,6 +67,7 @@ def describe(
     Raises:
         CheckpointError, LayoutError: it cannot be read, or its q and k cannot be told apart.
     """
+    from qkspec.layouts.draft import draft
     from qkspec.layouts.find import plan
 
     checkpoint = source.open()
@@ -85,6 +87,7 @@ def describe(
             "shapes": sorted({(m.block, m.heads, m.kv_heads, m.d_q, m.d_model) for m in found.modules}),
             "skipped": dict(found.skipped),
             "remarks": list(found.remarks),
+            **({"draft": draft(checkpoint)} if all(module.row.unlisted for module in found.modules) else {}),
         }
     finally:
         checkpoint.store.close()
@@ -131,6 +134,8 @@ def _print(run: dict[str, Any]) -> None:
         _say(f"    {entry['modules']} modules, {entry['heads']} heads, {entry['qk_bytes'] / 1e6:.1f} MB of Q and K")
         for remark in entry["remarks"]:
             _say(f"    note: {remark}")
+        if "draft" in entry:
+            _say("    note: norms and scale are not known; --json drafts a layout file for --layout that can tell them")
         for name, reason in entry["skipped"].items():
             _say(f"    skipped {name}: {reason}")
     for name, reason in run["skipped"].items():

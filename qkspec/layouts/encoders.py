@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from qkspec.layouts.facts import disentangled_scale, fixed, from_key
-from qkspec.layouts.layout import Fused, InputNorm, Layout, RotaryRule, Separate
+from qkspec.layouts.layout import RAW, Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
 
 # A row is read across, not down.
 # fmt: off
@@ -12,7 +12,8 @@ BERT = Layout(
     "bert",
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie",
      "layoutlm", "markuplm", "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert",
-     "luke", "xmod", "chinese_clip_text_model", "clap_text_model", "align_text_model", "blip_text_model"),
+     "luke", "xmod", "chinese_clip_text_model", "clap_text_model", "align_text_model", "blip_text_model", "lilt",
+     "longformer", "bridgetower_text_model"),
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"),
     full=True, kv_heads=(), head_dim=(), norm=POST, by_name=True,
 )
@@ -112,7 +113,13 @@ ENCODERS = (
     like_bert("bert", *BERT.model_types, block="cross", full=False,
         norm=InputNorm("encoder.layer.{}.attention.output.LayerNorm"),
         weights=Separate("encoder.layer.{}.crossattention.self.query", "encoder.layer.{}.crossattention.self.key"),
-        unknown=("the keys come from another model",)),
+        k_norm=RAW, unknown=("the keys come from another model",)),
+    like_bert("layoutlmv3", norm=replace(POST, first="LayerNorm"), remarks=("a bias by place on the page is added",)),
+    like_bert("altclip", "altclip_text_model", weights=Separate("encoder.layers.{}.attention.self.query",
+        "encoder.layers.{}.attention.self.key"), norm=InputNorm("encoder.layers.{}.output.LayerNorm",
+        first="embeddings.LayerNorm")),
+    like_bert("yoso", softmax=False, qk_norm=QKNormAt(None, None, "l2", flag="model_type"),
+         remarks=("hashes of queries and keys that meet take the place of a softmax",)),
     like_bert("rembert", norm=replace(POST, first="")),
     like_bert("megatron-bert", norm=InputNorm("encoder.layer.{}.attention.ln")),
     like_bert("roberta-prelayernorm", norm=InputNorm("encoder.layer.{}.attention.LayerNorm")),
@@ -165,6 +172,7 @@ ENCODERS = (
         weights=Separate("encoder.layers.{}.self_attn.linear_q", "encoder.layers.{}.self_attn.linear_k"),
         remarks=("terms by relative position may be added, with biases of their own",)),
     like_bert("audio_encoder", "qwen2_audio_encoder", "voxtral_encoder", "moss_transcribe_diarize_audio",
+        "audioflamingo3_encoder",
         weights=Separate("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj"),
         norm=InputNorm("layers.{}.self_attn_layer_norm"), heads=("encoder_attention_heads", "num_attention_heads")),
     *(replace(BERT, name=kind, model_types=types, by_name=False, norm=norm, when={"do_stable_layer_norm": pre},
@@ -177,7 +185,12 @@ ENCODERS = (
     *pair("blenderbot-small", ("blenderbot-small",), post=True, first=("encoder.layernorm_embedding", "")),
     *pair("mbart", ("mbart", "pegasus", "blenderbot", "m2m_100", "speech_to_text", "whisper"), post=False),
     *pair("nllb-moe", ("nllb-moe",), post=False, cross="cross_attention"),
-    *pair("pegasus_x", ("pegasus_x",), post=False)[1:],
+    *pair("pegasus_x", ("pegasus_x",), post=False),
+    *pair("led", ("led",), post=True)[1:],
+    like_bert("led", weights=Separate("encoder.layers.{}.self_attn.longformer_self_attn.query",
+        "encoder.layers.{}.self_attn.longformer_self_attn.key"), block="encoder.self",
+        heads=("encoder_attention_heads",), norm=InputNorm("encoder.layers.{}.final_layer_norm",
+        first="encoder.layernorm_embedding"), remarks=("tokens attend to a window, chosen ones to all",)),
     *pair("bigbird_pegasus", ("bigbird_pegasus",), post=False, keys="encoder.layernorm_embedding")[1:],
     like_bert("bigbird_pegasus", weights=Separate("encoder.layers.{}.self_attn.self.query",
         "encoder.layers.{}.self_attn.self.key"), block="encoder.self", heads=("encoder_attention_heads",),
@@ -192,7 +205,8 @@ ENCODERS = (
         attention in (("encoder.self", "encoder", "self_attn"), ("decoder.self", "decoder", "self_attn"),
         ("decoder.cross", "decoder", "cross_attn"))),
     *t5("longt5", ("longt5",), "LocalSelfAttention")[:1],
-    *t5("longt5", ("longt5",), "TransientGlobalSelfAttention")[:1],
+    replace(t5("longt5", ("longt5",), "TransientGlobalSelfAttention")[0],
+        unknown=("norm of the summaries of blocks, which are keys as well",)),
     *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "longt5")),
 )
 # fmt: on

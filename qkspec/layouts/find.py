@@ -1,7 +1,8 @@
 """Find the attention modules of a checkpoint from its headers, and read them one at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
+from qkspec.checkpoints.names import natural
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
@@ -9,6 +10,7 @@ from qkspec.layouts.families import FAMILIES
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
+from qkspec.layouts.unlisted import UNLISTED, recurrent
 from qkspec.qk import QKLayer
 
 __all__ = ["Module", "Plan", "attention_layers", "plan"]
@@ -31,6 +33,8 @@ SUSPECTS = frozenset(
         *("to_q", "to_qkv", "wq", "q_b_proj", "W_Q", "linear_q", "linear_qkv", "in_proj_weight"),
     )
 )
+
+NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
 
 
 def plan(
@@ -55,14 +59,17 @@ def plan(
     refuse.adapter(checkpoint)
     names = canonical(checkpoint.store.names())
     parts = tuple(scopes(checkpoint.config))
-    pairs = candidates((layout,) if layout else FAMILIES, parts, forced=layout is not None)
+    pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
     found, skipped = _without_copies(claims(names, pairs, parts))
-    chosen = sorted((_settled(finder, rivals) for rivals in found.values()), key=_order)
+    chosen, problems = _chosen(finder, found, recurrent(names), forced=layout is not None)
+    skipped |= problems
     if not chosen:
-        raise refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])
-    remarks = () if layout else _remarks(checkpoint, chosen)
-    modules = tuple(finder.module(claim, ordinal, remarks) for claim, ordinal in _numbered(chosen))
+        raise next(
+            map(LayoutError, problems.values()), refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])
+        )
+    guesses = {claim.anchor: "" if layout else _guess(claim) for claim in chosen}
+    modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
     refuse.packed(checkpoint, modules)
     read_here = {name for module in modules for name in module.tensors}
     for name in names:
@@ -71,12 +78,12 @@ def plan(
             and names[name] not in read_here
             and not COPIES.search(name)
         ):
-            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, chosen))
+            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name))
     return Plan(
         " + ".join(dict.fromkeys(module.row.name for module in modules)),
         modules,
         skipped,
-        remarks,
+        tuple(dict.fromkeys(filter(None, guesses.values()))),
     )
 
 
@@ -95,13 +102,37 @@ def attention_layers(
         yield read(checkpoint, found, module)
 
 
-def _order(claim: Claim) -> tuple[str, str, str, tuple[int, ...]]:
-    return (claim.row.name, claim.row.block, claim.prefix, claim.numbers)
+def _chosen(
+    finder: Finder, found: Mapping[str, list[Claim]], no_softmax: Collection[str], *, forced: bool
+) -> tuple[list[Claim], dict[str, str]]:
+    """Return the claims that hold, and why the modules are skipped that only a guess would read and that do not fit.
+
+    Raises:
+        LayoutError: a module that its model type, or the user, calls by its layout does not fit that layout.
+    """
+    chosen: list[Claim] = []
+    problems: dict[str, str] = {}
+    for rivals in found.values():
+        listed = forced or any(claim.called for claim in rivals)
+        if not listed and rivals[0].path in no_softmax:
+            problems[rivals[0].path] = NO_SOFTMAX
+            continue
+        try:
+            chosen.append(_settled(finder, rivals))
+        except LayoutError as problem:
+            if listed:
+                raise
+            problems[rivals[0].path] = str(problem)
+    return sorted(chosen, key=_order), problems
+
+
+def _order(claim: Claim) -> tuple[object, ...]:
+    return (claim.row.name, claim.row.block, natural(claim.prefix), claim.numbers)
 
 
 def _numbered(chosen: list[Claim]) -> Iterator[tuple[Claim, int]]:
     """Yield each claim with its ordinal among those of the same row and prefix."""
-    before: tuple[str, str, str] | None = None
+    before: tuple[object, ...] | None = None
     ordinal = 0
     for claim in chosen:
         group = _order(claim)[:3]
@@ -148,17 +179,16 @@ def _settled(finder: Finder, rivals: list[Claim]) -> Claim:
     return fits[0]
 
 
-def _why_unread(name: str, chosen: list[Claim]) -> str:
+def _why_unread(name: str) -> str:
     if "linear_attn" in name or "mamba" in name:
-        return "linear attention or a state space, to which Theorem 1 does not apply"
-    return f"no {chosen[0].row.name} layout reads {name}"
+        return NO_SOFTMAX
+    return f"no layout reads {name}"
 
 
-def _remarks(checkpoint: Checkpoint, chosen: list[Claim]) -> tuple[str, ...]:
-    """Return what to say of a checkpoint that was recognised by its tensor names alone."""
-    typed = {kind for claim in chosen for kind in claim.row.model_types}
-    if any(part.model_type in typed for part in scopes(checkpoint.config)):
-        return ()
-    stated = checkpoint.config.get("model_type")
-    what = f"model_type {stated!r} is not in the table" if isinstance(stated, str) else "the config names no model_type"
-    return (f"{what}: read as {chosen[0].row.name} by its tensor names",)
+def _guess(claim: Claim) -> str:
+    """Return what to say of a module that was recognised by its tensors' names alone; "" where its type is listed."""
+    if claim.called:
+        return ""
+    kind = claim.scope.model_type
+    what = f"model_type {kind!r} is not in the table" if kind else "the config names no model_type"
+    return f"{what}: read as {claim.row.name} by its tensor names"

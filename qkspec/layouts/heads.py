@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from qkspec.errors import LayoutError
 from qkspec.layouts.layout import Config, Fused, Layout, Separate
 
+SIDES = ("encoder", "decoder")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -57,13 +59,22 @@ def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = 
     return int(value)
 
 
-def given(row: Layout, config: Config, numbers: tuple[int, ...]) -> Given:
-    """Return what the config says about a module's heads."""
-    heads = count(config, row.heads, numbers)
+def given(row: Layout, config: Config, numbers: tuple[int, ...], side: str = "") -> Given:
+    """Return what the config says about a module's heads; ``side`` is the half of a pair that it lies in."""
+    heads = count(config, sided(row.heads, config, side), numbers)
     if heads is not None and row.head_ratio is not None:
         heads = max(1, heads // (count(config, (row.head_ratio,)) or 1))
-    kv_heads = heads if row.kv_heads == () else count(config, row.kv_heads, numbers)
+    kv_heads = heads if row.kv_heads == () else count(config, row.kv_heads or (), numbers)
     return Given(heads, kv_heads, count(config, row.head_dim, numbers))
+
+
+def sided(keys: tuple[str, ...] | int, config: Config, side: str) -> tuple[str, ...] | int:
+    """Return config keys with their "{side}" filled in: the half the module lies in, or the only one there is."""
+    if isinstance(keys, int):
+        return keys
+    halves = [half for half in SIDES if look_up(config, [key.replace("{side}", half) for key in keys if "{" in key])]
+    side = side or (halves[0] if len(halves) == 1 else "")
+    return tuple(key.replace("{side}", side) for key in keys if side or "{side}" not in key)
 
 
 def settle(row: Layout, known: Given, shapes: Sequence[tuple[int, ...]], where: str) -> Heads:

@@ -15,7 +15,10 @@ Config = Mapping[str, Any]
 ScaleRule = Callable[[Config, int, int], float]
 """A factor on the logits from (config, d_q, layer)."""
 
-HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "nhead")
+HEADS = (
+    *("{side}_attention_heads", "{side}_num_attention_heads", "num_{side}_attention_heads", "{side}_num_heads"),
+    *("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "nhead"),
+)
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "n_kv_head", "num_query_groups")
 HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels", "d_kv", "attention_key_size")
 
@@ -160,8 +163,9 @@ class Layout:
         weights: where q and k are, and how they are cut.
         block: "self", "encoder.self", "decoder.cross", ...
         inputs_first: the weight is stored (d, rows), as Conv1D does.
-        heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it; kv_heads = () says
-            that every query head has its own key head.
+        heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it. "{side}" in a key
+            is "encoder" or "decoder", as the path says. kv_heads = () says that every query head has its own key head,
+            None that shapes tell.
         head_ratio: config key by which the stated count of heads is divided (ConvBERT).
         heads_at: pattern of a tensor beside the weights, and its axis whose length is the count of heads.
         when: config facts that must hold for this row ("multi_query": True),
@@ -177,6 +181,7 @@ class Layout:
         softmax: False for linear attention.
         linear: pattern of a tensor that only those modules have that use linear attention, where a model mixes both.
         by_name: whether the names alone prove the layout, so that it also reads files without a model_type.
+        unlisted: whether it reads this pair of names anywhere, where no other row does.
         remarks: what a reader of the logits must know.
         unknown: what the weights cannot tell about the logits.
     """
@@ -187,7 +192,7 @@ class Layout:
     block: str = "self"
     inputs_first: bool = False
     heads: tuple[str, ...] | int = HEADS
-    kv_heads: tuple[str, ...] | int = KV_HEADS
+    kv_heads: tuple[str, ...] | int | None = KV_HEADS
     head_dim: tuple[str, ...] = HEAD_DIM
     head_ratio: str | None = None
     heads_at: tuple[str, int] | None = None
@@ -206,6 +211,7 @@ class Layout:
     softmax: bool = True
     linear: str | None = None
     by_name: bool = False
+    unlisted: bool = False
     remarks: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 

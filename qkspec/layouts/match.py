@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qkspec.layouts.heads import look_up
-from qkspec.layouts.layout import Config, Layout, expression
+from qkspec.layouts.heads import SIDES, look_up, sided
+from qkspec.layouts.layout import Config, Layout, expression, fill
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
@@ -43,6 +43,11 @@ class Claim:
     suffix: str
     numbers: tuple[int, ...]
     anchor: str
+
+    @property
+    def called(self) -> bool:
+        """Whether the config's model type calls for the row; else names alone do."""
+        return self.scope.model_type in self.row.model_types
 
     @property
     def path(self) -> str:
@@ -93,6 +98,12 @@ def _speaks(name: str, kind: str) -> bool:
     return re.search(WORDS.get(kind, re.escape(kind)), name) is not None
 
 
+def side(path: str) -> str:
+    """Return "encoder" or "decoder" where a module's path lies in one, else ""."""
+    found = re.search(r"(?:^|[._])(encoder|decoder)\.", path)
+    return found[1] if found else ""
+
+
 def holds(row: Layout, config: Config) -> bool:
     """Return whether the config facts that a row asks for hold; a missing key reads as None."""
     return all(_same(look_up(config, (key,)), wanted) for key, wanted in row.when.items())
@@ -122,7 +133,12 @@ def candidates(
     typed = [
         (row, part) for part in parts for row in rows if part.model_type in row.model_types and holds(row, part.config)
     ]
-    return typed or [(row, part) for part in parts for row in rows if row.by_name]
+    return typed + [(row, part) for part in parts for row in rows if row.unlisted or (row.by_name and not typed)]
+
+
+def _counts_heads(row: Layout, config: Config) -> bool:
+    keys = (sided(row.heads, config, side) for side in SIDES)
+    return any(look_up(config, found) is not None for found in keys if isinstance(found, tuple))
 
 
 def claims(
@@ -130,7 +146,7 @@ def claims(
 ) -> dict[str, list[Claim]]:
     """Return, for each matched tensor, the best claims on it: more than one only where rows match equally well.
 
-    Best is the claim whose scope suits the name, then the one with the longest pattern.
+    Best is the claim that most speaks for, then the one whose scope suits the name, then that of the longest pattern.
 
     Args:
         names: canonical tensor names.
@@ -138,14 +154,20 @@ def claims(
         parts: the config and all those nested in it, called for or not: a name may belong to one that no row reads.
     """
     kinds = frozenset(kind for scope in parts for kind in scope.kinds)
-    everything = tuple(names)
-    best: dict[str, tuple[tuple[int, int, int], list[Claim]]] = {}
+    everything = dict.fromkeys(names)
+    best: dict[str, tuple[tuple[int, ...], list[Claim]]] = {}
     for row, scope in pairs:
         for claim in _matches(row, scope, everything):
             suits = affinity(claim.anchor, scope, kinds)
             if suits < 0:
                 continue
-            score = (suits, len(row.patterns()[0]), -len(scope.kinds))
+            score = (
+                _proof(claim, everything),
+                row.unlisted and _counts_heads(row, scope.config),
+                suits,
+                len(row.patterns()[0]),
+                -len(scope.kinds),
+            )
             held = best.get(claim.anchor)
             if held is None or score > held[0]:
                 best[claim.anchor] = (score, [claim])
@@ -154,11 +176,24 @@ def claims(
     return {anchor: found for anchor, (_, found) in best.items()}
 
 
-def _matches(row: Layout, scope: Scope, names: tuple[str, ...]) -> Iterator[Claim]:
-    pattern = row.patterns()[0]
+def _proof(claim: Claim, names: Mapping[str, None]) -> int:
+    """Return how much speaks for a row: the config's word, its norm beside its weights, or names of weights alone."""
+    row = claim.row
+    if claim.called:
+        return 3
+    if row.unlisted:
+        return 1
+    beside = row.norm is None or not row.norm.at or f"{claim.prefix}{fill(row.norm.at, claim.numbers)}.weight" in names
+    return 2 if beside or not row.model_types else 0
+
+
+def _matches(row: Layout, scope: Scope, names: Mapping[str, None]) -> Iterator[Claim]:
+    pattern, *others = row.patterns()
     tail = pattern.rpartition("{}")[2]
     ends, regex = (tail, tail + ".weight"), expression(pattern)
     for name in names:
         if name.endswith(ends) and (match := regex.fullmatch(name)):
             numbers = tuple(int(digits) for digits in match.groups()[1:-1])
-            yield Claim(row, scope, match["prefix"], match["suffix"] or "", numbers, name)
+            prefix, suffix = match["prefix"], match["suffix"] or ""
+            if not row.unlisted or all(prefix + other + suffix in names for other in others):
+                yield Claim(row, scope, prefix, suffix, numbers, name)

@@ -8,8 +8,9 @@ from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
 from qkspec.layouts.heads import Given, Heads, given, group_count, matrix_shape, settle
 from qkspec.layouts.layout import Config, Latent, Layout
-from qkspec.layouts.match import Claim
+from qkspec.layouts.match import Claim, side
 from qkspec.layouts.roles import count_of_heads, is_latent, norm_like, roles, strangers, weights
+from qkspec.layouts.unlisted import CROSS
 
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
@@ -99,7 +100,7 @@ class Finder:
         row, found = claim.row, weights(claim, self.names)
         order = ("kv_b", "kv_a", "q", "q_b") if isinstance(row.weights, Latent) else ("qkv", "q", "k")
         shapes = [self._matrix(found[role], claim) for role in order if role in found]
-        stated = given(row, claim.scope.config, claim.numbers)
+        stated = given(row, claim.scope.config, claim.numbers or _digits(claim.path), side(claim.path))
         for said, asked in ((stated.heads, self.heads), (stated.kv_heads, self.kv_heads)):
             if said is not None and asked is not None and said != asked:
                 raise LayoutError(
@@ -109,24 +110,24 @@ class Finder:
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 
-    def module(self, claim: Claim, ordinal: int, remarks: tuple[str, ...] = ()) -> Module:
+    def module(self, claim: Claim, ordinal: int, guess: str = "") -> Module:
         """Return the module of a claim.
 
         Args:
             claim: a row that matches.
             ordinal: its place among the modules of the same row, its layer where it has no one number.
-            remarks: how the checkpoint was recognised, where its model_type did not tell.
+            guess: what to say where the model_type did not call for the row.
         """
-        row, counts, kinds = claim.row, self.counts(claim), claim.scope.kinds
+        row, counts = claim.row, self.counts(claim)
         parts = roles(claim, self.names, counts.heads)
         query = parts.get("qkv") or parts.get("q") or parts["q_b"]
         odd = [] if is_latent(row) else strangers(claim, self.norms, parts)
         # A model of an unknown kind has its weights cut by names; what else shapes its logits is anybody's guess.
-        guessed = remarks if isinstance(claim.scope.config.get("model_type"), str) else ()
+        guessed = (guess,) if guess and claim.scope.model_type else ()
         return Module(
             name=claim.path,
             layer=_layer(claim, ordinal),
-            block=f"{kinds[-1]}.{row.block}" if kinds and row.block == "self" else row.block,
+            block=_block(claim),
             heads=counts.heads,
             kv_heads=counts.kv_heads,
             d_q=counts.d_q,
@@ -162,9 +163,22 @@ class Finder:
         return total
 
 
+def _block(claim: Claim) -> str:
+    row, kinds = claim.row, claim.scope.kinds
+    if row.unlisted:
+        kind = "cross" if CROSS.search(claim.path) else "self"
+        part = kinds[-1] if kinds else side(claim.path)
+        return f"{part}.{kind}" if part else kind
+    return f"{kinds[-1]}.{row.block}" if kinds and row.block == "self" else row.block
+
+
+def _digits(path: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in path.split(".") if part.isdigit() and len(part) < 10)
+
+
 def _layer(claim: Claim, ordinal: int) -> int:
     """Return a module's number: its pattern's, else (in pyramids) its ordinal, else the last number of its path."""
     if len(claim.numbers) != 1:
-        elsewhere = [int(part) for part in claim.path.split(".") if part.isdigit() and len(part) < 10]
+        elsewhere = _digits(claim.path)
         return ordinal if claim.numbers or not elsewhere else elsewhere[-1]
     return claim.numbers[0]

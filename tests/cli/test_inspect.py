@@ -18,7 +18,7 @@ def strange(tmp_path):
     tensors = {
         f"trunk.cell.{i}.mixer.{name}.weight": rng.standard_normal((16, 24)).astype(np.float32)
         for i in range(3)
-        for name in ("to_q", "to_k", "to_v")
+        for name in ("w_q", "w_k", "w_v")
     }
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", "num_heads": 4}))
@@ -51,6 +51,25 @@ def test_unknown_names_get_a_draft_that_can_be_passed_back(strange, tmp_path, ca
     assert main(["analyze", str(strange), "--layout", str(drafted), "--format", "csv"]) == 0
     rows = capsys.readouterr().out.strip().splitlines()
     assert len(rows) == 1 + 12
+
+
+def test_names_that_are_matched_alone_are_measured_and_drafted(strange, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    matrices = {
+        f"trunk.{i}.{name}.weight": rng.standard_normal((16, 24)) for i in range(2) for name in ("to_q", "to_k")
+    }
+    save_file(matrices, strange / "model.safetensors")
+    assert main(["inspect", str(strange)]) == 0
+    out = capsys.readouterr().out
+    assert "model_type 'strange' is not in the table" in out
+    assert "--layout" in out
+    assert main(["inspect", "--json", str(strange)]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["runs"][0]["checkpoints"]
+    assert (entry["family"], entry["heads"]) == ("unlisted", 8)
+    drafted = tmp_path / "strange.toml"
+    drafted.write_text(entry["draft"])
+    assert main(["inspect", str(strange), "--layout", str(drafted)]) == 0
+    assert "family custom" in capsys.readouterr().out
 
 
 def test_reads_headers_only(sample):

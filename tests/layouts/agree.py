@@ -67,7 +67,8 @@ def check_layer(layer: QKLayer, truth: Map, *, norms: bool = True) -> None:
     if layer.qk_norm is not None and layer.qk_norm.temperature is not None:
         scale = np.asarray(layer.qk_norm.temperature, float)
     mine = forms(affine(layer.q, layer.q_bias), affine(layer.k, layer.k_bias)) * scale[:, None, None]
-    theirs = forms(truth.wq, truth.wk) * truth.factor[:, None, None]
+    assert layer.softmax == (not np.isnan(truth.factor).any()) or layer.softmax is False, f"{where}: no softmax ran"
+    theirs = forms(truth.wq, truth.wk) * np.where(np.isnan(truth.factor), scale, truth.factor)[:, None, None]
     assert mine.shape == theirs.shape, f"{where}: heads and widths {mine.shape}, the model's {theirs.shape}"
     for head in range(layer.heads):
         m, w = mine[head, :-1, :-1], theirs[head, :-1, :-1]

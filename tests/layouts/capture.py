@@ -7,15 +7,20 @@ arrive at the attention call are regressed on that input.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-ATTENTION = re.compile(r"^(?!.*(Lightning|Linear|Kimi)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn)")
+ATTENTION = re.compile(
+    r"^(?!.*(Lightning|Linear|Kimi)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
+)
 NORM = re.compile(r"Norm(\d[dD])?$")
 PRODUCTS = {
     torch.matmul,
@@ -91,6 +96,10 @@ class Watch(TorchFunctionMode):
             elif func in (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax):
                 self.softmax(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
+
+    def opaque(self, change: int) -> None:
+        """Look away while a part runs whose products are no attention of this module."""
+        self.interface += change
 
     def einsum(self, equation: str, operands) -> None:
         """Catch the products of XLNet ("ibnd,jbnd->bnij") and of the convolutional families."""
@@ -190,7 +199,7 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
             .double()
             .clone()
         )
-    return None
+    return shape_up(q, x.flatten(1, 2)) if x.ndim == 4 else None
 
 
 @contextmanager
@@ -216,10 +225,94 @@ def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, 
                 )
             elif NORM.search(type(module).__name__):
                 stack.callback(neutral(module, watch))
+            elif type(module).__name__.endswith("Indexer"):  # an attention of its own that chooses what the other sees
+                stack.callback(module.register_forward_pre_hook(lambda *_: watch.opaque(1)).remove)
+                stack.callback(module.register_forward_hook(lambda *_: watch.opaque(-1)).remove)
+            if hasattr(module, "cogview_attention"):
+                stack.callback(before_shift(module, watch))
+            if hasattr(module, "_sliding_chunks_query_key_matmul"):
+                stack.callback(in_windows(module, watch))
+            if hasattr(sys.modules[type(module).__module__], "_split_into_blocks") and module in leaves:
+                stack.callback(before_blocks(sys.modules[type(module).__module__], watch))
+            if hasattr(module, "compute_local_attention_representations"):
+                stack.callback(in_blocks(module, watch))
         stack.enter_context(through_interface(watch))
         stack.enter_context(through_torch())
         stack.enter_context(watch)
         yield watch
+
+
+def before_shift(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
+    """Show LayoutLMv3's scores before each row is shifted by its maximum."""
+    plain = module.cogview_attention
+
+    def shifted(scores, *args):
+        watch.softmax(scores)
+        return plain(scores, *args)
+
+    module.cogview_attention = shifted
+    return lambda: delattr(module, "cogview_attention")
+
+
+def in_windows(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
+    """Catch Longformer's product of queries and keys before it is cut into overlapping windows."""
+    plain = module._sliding_chunks_query_key_matmul
+
+    def product(query, key, window):
+        watch.catch(module, query.transpose(1, 2), key.transpose(1, 2), 1.0)
+        watch.opaque(1)
+        try:
+            return plain(query, key, window)
+        finally:
+            watch.opaque(-1)
+
+    module._sliding_chunks_query_key_matmul = product
+    return lambda: delattr(module, "_sliding_chunks_query_key_matmul")
+
+
+def before_blocks(home: ModuleType, watch: Watch) -> Callable[[], None]:
+    """Catch the queries and keys of LongT5, which its attention cuts into blocks one after the other."""
+    plain = home._split_into_blocks
+    if isinstance(plain, partial):  # once for all modules
+        return lambda: None
+
+    def split(held: dict[torch.nn.Module, list[torch.Tensor]], states, *args, **kwargs):
+        if watch.stack:  # else it is the mask's turn
+            mine = held.setdefault(watch.stack[-1], [])
+            mine.append(states)
+            if len(mine) == 2:
+                watch.catch(watch.stack[-1], *(side.transpose(1, 2) for side in mine), 1.0)
+        return plain(states, *args, **kwargs)
+
+    home._split_into_blocks = partial(split, {})
+    return lambda: setattr(home, "_split_into_blocks", plain)
+
+
+def in_blocks(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
+    """Catch the queries and keys of PEGASUS-X before they are cut into blocks and joined with global tokens."""
+    with_all, with_block = (
+        module.compute_global_attention_representations,
+        module.compute_local_attention_representations,
+    )
+
+    def unseen(method, *args, **kwargs):
+        watch.opaque(1)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            watch.opaque(-1)
+
+    def local(*args, **kwargs):
+        watch.catch(module, kwargs["local_q"], kwargs["local_k"], 1.0)
+        return unseen(with_block, *args, **kwargs)
+
+    module.compute_global_attention_representations = partial(unseen, with_all)
+    module.compute_local_attention_representations = local
+
+    def undo() -> None:
+        del module.compute_global_attention_representations, module.compute_local_attention_representations
+
+    return undo
 
 
 def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
@@ -238,6 +331,7 @@ def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
 
 ROLES = (
     "hidden_states",
+    "token_hidden_states",
     "x",
     "query",
     "query_states",
@@ -374,7 +468,7 @@ def through_torch() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Map:
-    """The affine maps of one module: q = wq x + bq, k = wk y + bk, and the factor on q'k."""
+    """The affine maps of one module: q = wq x + bq, k = wk y + bk, and the factor on q'k; NaN where no softmax ran."""
 
     path: str
     wq: np.ndarray  # (heads, d_q, d + 1), the last column the bias
@@ -402,8 +496,7 @@ def regress(caught: Caught, *, every: int = 1) -> Map:
     except AssertionError:  # the second argument was something else, and keys come from the first after all
         wk, natural_y = affine(caught.x, caught.k), caught.natural
     if caught.factor is None:
-        assert caught.slopes is not None, f"{caught.path}: no softmax was seen"
-        factor = caught.slopes.numpy()
+        factor = np.full(wq.shape[0], np.nan) if caught.slopes is None else caught.slopes.numpy()
     else:
         factor = np.full(wq.shape[0], caught.factor)
     return Map(caught.path, wq, wk, factor, caught.natural.numpy(), natural_y.numpy(), tuple(caught.normed))

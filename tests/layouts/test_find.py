@@ -104,17 +104,62 @@ def test_masks_and_buffers_are_no_weights() -> None:
     assert len(found(tensors, {"model_type": "gpt2", "n_head": 3}).modules) == 2
 
 
-def test_a_tower_without_a_row_is_skipped_and_named() -> None:
-    config = {
-        "model_type": "new_vlm",
-        "text_config": LLAMA,
-        "vision_config": {"model_type": "nobody_knows", "num_heads": 2},
-    }
-    tensors = llama("language_model.model.") | llama("vision_tower.")
-    result = found(tensors, config)
-    assert {module.block for module in result.modules} == {"text.self"}
-    assert len(result.modules) == 2
-    assert "vision_tower.layers.0.self_attn" in result.skipped
+TOWERS = {"model_type": "new_vlm", "text_config": LLAMA}
+
+
+def test_a_tower_without_a_row_is_read_by_its_names_and_says_so() -> None:
+    config = TOWERS | {"vision_config": {"model_type": "nobody_knows", "num_heads": 4}}
+    result = found(llama("language_model.model.") | llama("vision_tower."), config)
+    assert [module.block for module in result.modules] == ["text.self"] * 2 + ["vision.self"] * 2
+    assert result.family == "llama + unlisted"
+    assert result.modules[0].unknown == ()
+    assert result.modules[2].row.norm is None
+    assert "nobody_knows" in " ".join(result.modules[2].unknown)
+    assert "nobody_knows" in result.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("vision", "extra", "why"),
+    [
+        ({"model_type": "nobody_knows"}, {}, "number of heads"),
+        ({"model_type": "nobody_knows", "num_heads": 5}, {}, "cannot be 5"),
+        ({"num_heads": 4, "head_dim": 3}, {}, "the config says 3"),
+        ({"num_heads": 4}, {"vision_tower.layers.0.self_attn.A_log": array(4)}, "linear attention"),
+        ({"num_heads": 4}, {"vision_tower.layers.0.self_attn.q_conv1d.weight": array(4)}, "linear attention"),
+    ],
+)
+def test_a_tower_that_cannot_be_read_is_skipped_and_named(vision: Any, extra: Any, why: str) -> None:
+    tensors = llama("language_model.model.") | llama("vision_tower.") | extra
+    result = found(tensors, TOWERS | {"vision_config": vision})
+    assert {module.block for module in result.modules} >= {"text.self"}
+    assert "vision_tower.layers.0.self_attn" not in [module.name for module in result.modules]
+    assert why in result.skipped["vision_tower.layers.0.self_attn"]
+
+
+def test_unlisted_modules_are_read_wherever_they_stand() -> None:
+    tensors = {f"net.{i}.mix.{name}.weight": array(12, 20) for i in (2, 10) for name in ("to_q", "to_k")}
+    tensors |= {"net.2.cross_mix.query.weight": array(12, 20), "net.2.cross_mix.key.weight": array(12, 9)}
+    result = found(tensors, {"model_type": "strange", "n_heads": 3})
+    assert [module.name for module in result.modules] == ["net.2.cross_mix", "net.2.mix", "net.10.mix"]
+    assert [(module.block, module.layer, module.heads) for module in result.modules] == [
+        ("cross", 2, 3),
+        ("self", 2, 3),
+        ("self", 10, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        ({"encoder_attention_heads": 3, "decoder_attention_heads": 4}, [4, 3]),
+        ({"encoder_attention_heads": 3, "num_heads": 4}, [4, 3]),
+        ({"encoder_attention_heads": 3}, [3]),
+    ],
+)
+def test_the_halves_of_a_pair_have_their_own_heads(config: dict[str, Any], heads: list[int]) -> None:
+    tensors = {f"{side}.0.q.weight": array(12, 12) for side in ("encoder", "decoder")}
+    tensors |= {f"{side}.0.k.weight": array(12, 12) for side in ("encoder", "decoder")}
+    assert [module.heads for module in found(tensors, config).modules] == heads
 
 
 def test_an_unknown_model_type_is_read_by_names_that_prove_their_layout_and_says_so() -> None:
