@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 Column = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.object_]
 
 TEXT = ("run", "checkpoint", "block", "module")
-WHOLE = ("step", "layer", "head", "kv_head", "d_model", "d_q")
 KEYS = ("run", "checkpoint", "step", "block", "layer", "module", "head", "kv_head", "d_model", "d_q")
 NO_STEP = -1  # the step of a checkpoint whose step is not known; written as an empty cell
 

@@ -148,7 +148,9 @@ class TextRunner:
             raise _cannot("it needs transformers: pip install 'qkspec[transformers]'") from error
 
         kind = checkpoint.config.get("model_type")
-        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if not isinstance(kind, str):
+            raise _cannot("its config names no model_type of transformers")
+        if kind not in CONFIG_MAPPING:
             raise _cannot(f"transformers {transformers.__version__} has no model_type {kind!r}")
         if "quantization_config" in checkpoint.config:
             raise _cannot("its weights are quantised")

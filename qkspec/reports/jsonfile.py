@@ -149,11 +149,18 @@ def _layers(view: RunView) -> list[Json]:
                 "heads": len(rows),
                 **shape,
                 "s_star": star(shape["d_q"]),
+                "random_weights": _random_weights(view.report, int(rows[0])),
                 **_extremes(view, rows),
                 "verdicts": _words(Counter(view.report.verdicts[rows].tolist())),
             }
         )
     return out
+
+
+def _random_weights(report: Report, row: int) -> Json:
+    """Return what random weights of a head's shape show: concentration beyond that is the training's."""
+    low, high, rank = report.random_band(row)
+    return {"sec_star_p05": low, "sec_star_p95": high, "effective_rank": rank}
 
 
 def _extremes(view: RunView, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Json:

@@ -237,6 +237,8 @@ def test_json_is_strict_ascii_and_says_what_matters(two_runs: Report, tmp_path: 
     assert [layer["module"] for layer in lost["layers"]] == ["h.0.attn", "h.1.attn", "h.2.attn"]
     assert {head["verdict"] for head in document["heads"]} == {"malignant"}
     assert all(any(c["holds"] for c in head["evidence"]) for head in document["heads"])
+    (band,) = {tuple(layer["random_weights"].values()) for layer in document["runs"][0]["layers"]}
+    assert band == two_runs.random_band(0)
     bad = [head for head in document["heads"] if head["verdict"] == "malignant"]
     assert {head["confidence"] for head in bad} == {"certain"}
     assert all(c["error"] > 0 for head in bad for c in head["evidence"] if c["metric"] == "predicted_entropy")
