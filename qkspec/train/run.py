@@ -229,7 +229,7 @@ def _alarm(folder: Path) -> Alarm:
     """Return the alarm as the rows so far leave it."""
     rows = list(save.lines(folder / METRICS))
     fired = [r["step"] for r in rows if "alarm" in r]
-    return Alarm([r["loss"] for r in rows[-MEMORY:] if r.get("loss") is not None], max(fired, default=-MEMORY) + MEMORY)
+    return Alarm([r["loss"] for r in rows if r.get("loss") is not None], max(fired, default=-MEMORY) + MEMORY)
 
 
 def _show(lab: Lab, folder: Path, step: Step) -> None:

@@ -20,6 +20,9 @@ def test_a_spike_is_a_loss_far_above_those_before() -> None:
     assert not any(spikes.see(loss) for loss in quiet)
     assert not spikes.see(2.2)
     assert spikes.see(3.5)
+    settled = alarm.Spikes([2.0] + [0.01] * 50)
+    assert not settled.see(0.1)  # a hard image, not a spike: a twentieth of the first loss is 0.1
+    assert settled.see(0.4)
     fresh = alarm.Spikes()
     assert not any(fresh.see(loss) for loss in [1.0] * 10 + [9.0])
 
