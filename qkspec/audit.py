@@ -17,7 +17,7 @@ from qkspec.checkpoints.sequence import Run, Source
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError, QkspecError
 from qkspec.layouts.load import read
-from qkspec.measuring import Settings, plan_for
+from qkspec.measuring import Settings, chosen, plan_for
 from qkspec.qk import QKLayer
 from qkspec.spectrum import singular_values
 from qkspec.terms import Block, blocks, norm
@@ -181,8 +181,8 @@ def _read(
         if checkpoint.step is None:
             raise InputError(f"{source.path}: its step is not known, and Rule 1 counts steps; name it like step-000100")
         found = plan_for(checkpoint, settings)
-        chosen = [m for m in found.modules if not settings.layers or m.layer in settings.layers]
-        layers = {module.name: read(checkpoint, found, module) for module in chosen}
+        modules = [found.modules[place] for place in chosen(found, settings)]
+        layers = {module.name: read(checkpoint, found, module) for module in modules}
         own = tuple(blocks(checkpoint, found)) if terms else ()
         return (checkpoint.step, layers), own
     finally:

@@ -95,7 +95,7 @@ def compare(a: tuple[Report, str], b: tuple[Report, str]) -> Comparison:
         b: likewise.
     """
     sides = [_side(report, run) for report, run in (a, b)]
-    rows = [report.readings.where(report.readings["run"] == run) for report, run in (a, b)]
+    rows = [report.readings.where(report.readings.rows("run", run)) for report, run in (a, b)]
     steps = np.intersect1d(sides[0].steps, sides[1].steps)
     tracks = tuple(_track(rows[0], rows[1], steps, *track) for track in TRACKS)
     parted = min(((t.parted, t.metric) for t in tracks if t.parted is not None), default=None)
@@ -113,8 +113,8 @@ def compare(a: tuple[Report, str], b: tuple[Report, str]) -> Comparison:
 
 
 def _side(report: Report, run: str) -> Side:
-    own = report.readings.where(report.readings["run"] == run)
-    last = own["checkpoint"] == own["checkpoint"][-1]
+    own = report.readings.where(report.readings.rows("run", run))
+    last = own.rows("checkpoint", own["checkpoint"][-1])
     known = own["step"].astype(np.int64)
     return Side(run, report.states[run], int(last.sum()), np.unique(known[known != NO_STEP]))
 
@@ -156,7 +156,7 @@ def _verdicts(a: tuple[Report, str], b: tuple[Report, str], step: int) -> Mappin
     found = []
     for report, run in (a, b):
         readings = report.readings
-        rows = np.flatnonzero((readings["run"] == run) & (readings["step"] == step)).tolist()
+        rows = np.flatnonzero(readings.rows("run", run) & (readings["step"] == step)).tolist()
         found.append({(readings["module"][row], int(readings["head"][row])): report.verdicts[row] for row in rows})
     return Counter((found[0][head], found[1][head]) for head in found[0] if head in found[1])
 

@@ -175,10 +175,10 @@ def _runs(report: Report, policy: Policy, found: _Findings) -> None:
 
 
 def _last_rows(report: Report) -> NDArray[np.int64]:
-    rows = []
-    for _, in_run in report.readings.groups("run"):
-        checkpoints = report.readings["checkpoint"][in_run]
-        rows.append(np.flatnonzero(in_run & (report.readings["checkpoint"] == checkpoints[-1])))
+    rows, readings = [], report.readings
+    for _, in_run in readings.groups("run"):
+        last = readings["checkpoint"][in_run][-1]
+        rows.append(np.flatnonzero(in_run & readings.rows("checkpoint", last)))
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 

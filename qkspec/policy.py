@@ -58,7 +58,7 @@ class Override:
         if self.layers:
             rows &= np.isin(readings["layer"].astype(np.int64), sorted(self.layers))
         if self.block:
-            rows &= np.asarray(readings["block"] == self.block, dtype=bool)
+            rows &= readings.rows("block", self.block)
         return rows
 
 

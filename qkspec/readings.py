@@ -50,11 +50,15 @@ class Readings:
         """Return the rows where mask (rows,) is true."""
         return Readings({name: column[mask] for name, column in self.columns.items()})
 
+    def rows(self, name: str, value: str) -> NDArray[np.bool_]:
+        """Return the mask (rows,) of one value of a text column."""
+        return np.asarray(self.columns[name] == np.array(value, dtype=object))  # a str would lose NULs at its end
+
     def groups(self, name: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Yield each distinct value of a text column, in order of appearance, with the mask of its rows."""
         column = self.columns[name]
         for value in dict.fromkeys(column.tolist()):
-            yield value, np.asarray(column == np.array(value, dtype=object))  # a str would lose NULs at its end
+            yield value, self.rows(name, value)
 
     def at(self, row: int) -> dict[str, str | int | float | None]:
         """Return one row as plain values, None where nothing was measured."""

@@ -19,6 +19,15 @@ def test_concatenated_tables_keep_rows_and_order():
     assert set(whole.columns) == {*KEYS, *parts[0].metrics}
 
 
+def test_a_name_is_told_from_one_that_ends_in_a_nul():
+    parts = [table(random_layer(heads=1), checkpoint=name) for name in ("a\0", "a", "\0")]
+    whole = concatenate(parts, parts[0].metrics)
+    assert [whole.rows("checkpoint", name).tolist() for name in ("a\0", "a", "\0", "")] == [
+        [True, False, False], [False, True, False], [False, False, True], [False, False, False],
+    ]  # fmt: skip
+    assert [mask.sum() for _, mask in whole.groups("checkpoint")] == [1, 1, 1]
+
+
 def test_a_metric_that_was_not_measured_is_not_a_number():
     part = table(random_layer())
     assert np.isnan(part.metric("no_such_metric")).all()
