@@ -71,7 +71,8 @@ def _forecast(view: RunView) -> Iterator[Note]:
     until = f"{forecast.high[head]:.0f}" if math.isfinite(forecast.high[head]) else "never"
     yield (
         "trend",
-        f"if it goes on, {_head(view, view.story.heads[head])} is large by step {forecast.step[head]:.0f}"
+        f"if it goes on, {_head(view, view.story.heads[head])} is large (κ ≥ {view.report.limits.freezing:g})"
+        f" by step {forecast.step[head]:.0f}"
         f" (90 % interval {forecast.low[head]:.0f} to {until}, from {forecast.points} checkpoints)",
     )
 

@@ -116,6 +116,7 @@ def test_the_keyboard_alone_chooses_a_head(page: Page) -> None:
     assert page.find("#head-title").text == "layer 1 head 3 at step 160"
     page.act(lambda: page.find("#heads tbody button").send_keys(Keys.ENTER))
     assert page.find("#head-title").text == "layer 2 head 2 at step 160"
+    assert page.js("return document.activeElement.getAttribute('aria-label')") == "show layer 2 head 2"
 
 
 def test_every_focus_stop_has_a_name(page: Page) -> None:
@@ -230,7 +231,7 @@ def test_the_predicted_map_of_the_chosen_head_is_drawn(driver: Any, with_maps: R
     page.act(lambda: page.js("chooseMoment(4)"))
     first = with_maps.maps.pictures["lost/step-000000/h.2.attn"]
     assert page.js(shown) == pytest.approx((first[2] / 255).ravel().tolist())
-    assert "at step 0. None is kept of step 80." in page.find("#attention-note").text
+    assert "at step 0. None is kept of step 80 (only two were wanted)." in page.find("#attention-note").text
     assert "±" not in page.texts("#readings td")[1]
     page.act(lambda: page.js("chooseHead(0)"))
     few = with_maps.maps.pictures["lost/step-000000/h.0.attn"]
@@ -257,5 +258,8 @@ def test_other_shapes_draw(
         "uneven": lambda: replace(make_report(("wide", (0.0, 6.0)), layers=2, heads=50), skipped={"x": "<b>"}),
     }[shape]()
     page = Page(driver, saved(report, tmp_path / "report.html"))
+    empty = {"one checkpoint": ("trajectories", "indices"), "no spectra": ("spectrum", "sec"), "uneven": ()}[shape]
+    for name in ("trajectories", "indices", "spectrum", "sec"):
+        assert page.find(f"#{name}").is_displayed() == (name not in empty), name
     assert page.problems() == []
     assert page.requests() == []

@@ -20,7 +20,7 @@ function drawAttention(state) {
   const { cell, note } = run.raw.maps;
   control("attention-note").textContent = found
     ? `The picture: weights alone, ${found.side * cell} random tokens${cell > 1 ? `, ${cell} × ${cell} a cell` : ""}, at ${found.label}.`
-      + (errors ? " ±: standard deviation over draws of tokens." : "") + (found.label === run.raw.labels[moment] ? "" : ` None is kept of ${run.raw.labels[moment]}.`)
+      + (errors ? " ±: standard deviation over draws of tokens." : "") + (found.label === run.raw.labels[moment] ? "" : ` None is kept of ${run.raw.labels[moment]}${note ? ` (${note})` : ""}.`)
     : `No picture of this head's map is kept${note ? `: ${note}` : ""}.`;
   control("attention").hidden = !found;
   if (found) drawPicture(found, cell);
@@ -43,10 +43,13 @@ function drawPicture({ side, codes }, cell) {
 }
 
 function drawIndices(state, kind) {
-  const { run, head, moment } = state, x = run.raw.steps.map((step) => place(state, step));
+  const { run, head, moment } = state;
+  control("indices").hidden = run.moments < 2;
+  if (run.moments < 2) return;
+  const x = run.raw.steps.map((step) => place(state, step));
   const colours = isDark() ? ["#6cb6ff", "#ff9e64", "#2fc39b", "#e08fbd"] : ["#0072b2", "#d55e00", "#009e73", "#a8487e"];
   const traces = INDICES.filter(([name]) => run.raw.values[`${kind}_${name}`]).map(([name, text, dash], i) => ({
-    type: "scatter", mode: run.moments > 1 ? "lines" : "markers", name: text, x, y: run.raw.steps.map((_, m) => { const y = run.value(`${kind}_${name}`, m, head); return Number.isFinite(y) ? y : null; }),
+    type: "scatter", mode: "lines", name: text, x, y: run.raw.steps.map((_, m) => { const y = run.value(`${kind}_${name}`, m, head); return Number.isFinite(y) ? y : null; }),
     line: { color: colours[i], dash, width: 1.8 }, hovertemplate: "%{y:.3f}<extra>%{fullData.name}</extra>",
   }));
   const now = place(state, run.raw.steps[moment]);

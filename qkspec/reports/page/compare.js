@@ -127,7 +127,7 @@ function curves(side, metric, log) {
 function drawOverlay() {
   const metric = state.metric === "verdict" ? DATA.metrics[0].name : state.metric, log = RUNS.every((run) => run.isLog(metric));
   const traces = [0, 1].flatMap((side) => curves(side, metric, log));
-  const losses = RUNS.map((run) => run.raw.loss), withLoss = losses.some(Boolean), marks = limitLines(metric);
+  const losses = RUNS.map((run) => run.raw.loss), withLoss = losses.some(Boolean), marks = limitLines(metric, log);
   losses.forEach((loss, side) => {
     if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((step) => place(state, step)), y: loss.values, yaxis: "y2", name: `loss ${LETTERS[side]}`,
       text: loss.steps.map(String), hovertemplate: `loss ${LETTERS[side]}, step %{text}: %{y:.4g}<extra></extra>`, line: { color: sideColour(side), width: 1.2 } });
@@ -151,7 +151,7 @@ function start() {
   control("log-steps").checked = state.logSteps;
   control("log-steps").addEventListener("change", (event) => { state.logSteps = event.target.checked; drawAll(); });
   const repaint = () => { paintLegend(); drawAll(); };
-  watchTheme(repaint);
+  watchLooks(repaint);
   buildTable(drawAll);
   paintLegend();
   chooseMoment(PAIR.last);

@@ -23,6 +23,7 @@ function chooseRun(index) {
   state.logSteps = logStepsOf(run);
   control("log-steps").checked = state.logSteps;
   control("moment").max = run.moments - 1;
+  control("moment").disabled = control("log-steps").disabled = run.moments < 2;
   state.head = run.byGravity(run.moments - 1)[0] || 0;
   chooseMoment(run.moments - 1);
 }
@@ -42,6 +43,8 @@ function chooseHead(head) {
 
 function draw() {
   drawHead(); // first: the map takes the height that it leaves
+  const about = DATA.metrics.find((one) => one.name === state.metric);
+  control("about").textContent = about ? `${about.label}: ${about.meaning}.` : "The verdict of each head.";
   drawMap(state);
   drawTrajectories(state);
   drawSec(state);
@@ -95,7 +98,7 @@ function start() {
   control("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawAll(); });
   control("moment").addEventListener("input", (event) => chooseMoment(Number(event.target.value)));
   control("log-steps").addEventListener("change", (event) => { state.logSteps = event.target.checked; drawAll(); });
-  watchTheme(repaint);
+  watchLooks(repaint);
   control("map").addEventListener("keydown", (event) => {
     if (!event.key.startsWith("Arrow")) return;
     event.preventDefault();

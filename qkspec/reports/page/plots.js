@@ -31,8 +31,8 @@ function layout(extra) {
 
 // Where a logarithmic axis or colour bar from 10^low to 10^high is labelled.
 function logPlaces(low, high) {
-  const places = [];
-  for (let power = Math.floor(low); power <= Math.ceil(high); power++)
+  const places = [], every = Math.max(Math.ceil((high - low) / 9), 1);
+  for (let power = Math.floor(low / every) * every; power <= Math.ceil(high); power += every)
     for (const digit of high - low > 3 ? [1] : [1, 2, 5]) {
       const place = power + Math.log10(digit);
       if (place >= low - 1e-9 && place <= high + 1e-9) places.push(place);
@@ -40,7 +40,10 @@ function logPlaces(low, high) {
   return places;
 }
 
-function plain(place) { return String(Number((10 ** place).toPrecision(1))); }
+function plain(place) {
+  const power = Math.floor(place + 1e-9), digit = Math.round(10 ** (place - power));
+  return Math.abs(place) < 4.5 ? String(Number((10 ** place).toPrecision(1))) : `${digit > 1 ? `${digit}·` : ""}10<sup>${power}</sup>`;
+}
 
 function logTicks(low, high) {
   const places = logPlaces(low, high);
@@ -71,11 +74,11 @@ function milestone(x, words, from, to) {
 }
 
 // The limits of a metric, drawn across the steps with their names.
-function limitLines(metric) {
+function limitLines(metric, log) {
   if (metric !== "freezing_ratio") return [];
   return Object.entries(DATA.limits).map(([name, limit]) => ({
     shape: { type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } },
-    words: { x: 0, xref: "paper", xanchor: "left", y: Math.log10(limit), yanchor: "bottom", showarrow: false, text: `${name} ≥ ${limit}`, font: { size: 11, color: css("--quiet") } },
+    words: { x: 0, xref: "paper", xanchor: "left", y: log ? Math.log10(limit) : limit, yanchor: "bottom", showarrow: false, text: `${name} ≥ ${limit}`, font: { size: 11, color: css("--quiet") } },
   }));
 }
 
@@ -195,7 +198,9 @@ function chosenHeads(run) {
 }
 
 function drawTrajectories(state) {
-  const { run, moment, head } = state, metric = state.metric === "verdict" ? DATA.metrics[0].name : state.metric;
+  const { run, moment, head } = state, { loss } = run.raw;
+  control("trajectories").closest("section").hidden = run.moments < 2 && !loss;
+  const metric = state.metric === "verdict" ? DATA.metrics[0].name : state.metric;
   const groups = new Map(), log = run.isLog(metric), turns = { x: [], y: [], customdata: [], text: [] };
   const value = (m, h) => { const x = run.value(metric, m, h); return Number.isFinite(x) && !(log && x <= 0) ? x : null; };
   for (const h of chosenHeads(run)) {
@@ -215,7 +220,7 @@ function drawTrajectories(state) {
   line(own, state, value, head);
   traces.push({ ...own, type: "scatter", mode: run.moments > DOTTED ? "lines" : "lines+markers", name: inert(run.name(head)), hovertemplate: "%{text}<extra></extra>",
     line: { color: css("--accent"), width: 3 }, marker: { size: 5 } });
-  const loss = run.raw.loss, marks = limitLines(metric);
+  const marks = limitLines(metric, log);
   if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
     text: loss.steps.map(String), hovertemplate: "step %{text}: loss %{y:.4g}<extra></extra>", line: { color: css("--quiet"), width: 1.2 } });
   if (loss && loss.trouble !== null) marks.push(milestone(place(state, loss.trouble), `goes wrong at step ${loss.trouble}`, 0, 0.26));

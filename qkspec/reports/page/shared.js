@@ -19,7 +19,8 @@ function paintLegend() {
   }));
 }
 
-function watchTheme(repaint) {
+// Draw again when the colours change, or the room.
+function watchLooks(repaint) {
   control("theme").addEventListener("click", (event) => {
     const root = document.documentElement, next = { "": "light", light: "dark", dark: "" }[root.dataset.theme || ""];
     if (next) root.dataset.theme = next; else delete root.dataset.theme;
@@ -27,4 +28,6 @@ function watchTheme(repaint) {
     repaint();
   });
   for (const asked of [matchMedia("(prefers-color-scheme: dark)"), NARROW]) asked.addEventListener("change", repaint);
+  let settled = 0;
+  addEventListener("resize", () => { clearTimeout(settled); settled = setTimeout(drawAll, 200); });
 }

@@ -15,6 +15,8 @@ function buildTable(redraw) {
   const row = document.querySelector("#heads thead tr");
   for (const column of COLUMNS) {
     const cell = element("th", undefined, column.text ? "text" : ""), button = element("button", column.head);
+    const metric = DATA.metrics.find((one) => column.key.startsWith(one.name));
+    if (metric) button.title = metric.meaning;
     button.type = "button";
     cell.scope = "col";
     cell.dataset.key = column.key;
@@ -68,7 +70,9 @@ function drawTable(state, choose) {
     }
     return row;
   });
+  const held = document.activeElement.closest("#heads tbody tr"); // a new row must not cost the keyboard its place
   document.querySelector("#heads tbody").replaceChildren(...rows);
+  if (held) (rows.find((row) => row.dataset.head === held.dataset.head)?.querySelector("button") || document.getElementById("find")).focus();
   document.getElementById("found").textContent = `${heads.length} of ${run.heads} heads`;
   document.getElementById("more").hidden = heads.length <= sorting.shown;
   document.getElementById("table-title").textContent = run.raw.labels[moment];
