@@ -111,7 +111,7 @@ def bounded_step(
     for stack, end, step in zip(stacks, ends, now.split_with_sizes([len(s.members) for s in stacks]), strict=True):
         renew = renew_all or stack.cold or not how.warm or stack.group["bounded_steps"] % how.refresh == 0
         for j, view in enumerate(stack.views):
-            entries.append(_Entry(stack, j, sigma.matrix(view, end), stack.weights(view), step, renew))
+            entries.append(_Entry(stack, j, sigma.wide(sigma.matrix(view, end)), stack.weights(view), step, renew))
     norms = _paper_norms(entries, how) if how.paper else _block_norms(entries, how)
     records = _rates(stacks, norms, how, scaler)
     rates = records[:, 4].to(ends[0].dtype)
@@ -186,7 +186,7 @@ def _paper_norms(entries: Sequence[_Entry], how: Estimator) -> Norms:
         x_u = sigma.fresh(e.stack.keys_u[e.j], e.step, 1, n)[:, 0]
         x_w = sigma.fresh(e.stack.keys_w[e.j], e.step, 1, n)[:, 0]
         updates.append(sigma.power_iteration(e.update, x_u, how.power_iters))
-        weights.append(sigma.power_iteration(torch.stack(e.weights), x_w, how.power_iters))
+        weights.append(sigma.power_iteration(sigma.wide(torch.stack(e.weights)), x_w, how.power_iters))
         if how.certified:
             uppers.append(sigma.schatten8(sigma.inner(e.update)))
     update = torch.cat(updates)
@@ -200,7 +200,9 @@ def _block_norms(entries: Sequence[_Entry], how: Estimator) -> Norms:
     tracked = [e for e in entries if not e.renew]
     jobs = [_Job(e.update, e.stack.keys_u[e.j], e.step, e.stack.basis_u[e.j]) for e in entries]
     jobs += [
-        _Job(torch.stack(e.weights), e.stack.keys_w[e.j], e.step, e.stack.basis_w[e.j]) for e in entries if e.renew
+        _Job(sigma.wide(torch.stack(e.weights)), e.stack.keys_w[e.j], e.step, e.stack.basis_w[e.j])
+        for e in entries
+        if e.renew
     ]
     found: list[Tensor] = []
     sums: list[Tensor] = []

@@ -82,7 +82,7 @@ class Observer:
                 shape = (p.shape[0] if p.ndim else 1, -1)
                 for j, view in enumerate(cuts):
                     self._names.append(view.name)
-                    w, u = (sigma.matrix(view, t.reshape(shape))[None] for t in (before, moved))
+                    w, u = (sigma.wide(sigma.matrix(view, t.reshape(shape)))[None] for t in (before, moved))
                     self._records.append(self._record(i, j, w, u, lr))
             self._before = []
         self._step += 1

@@ -37,11 +37,16 @@ def cut(view: View, t: Tensor) -> Tensor:
 
 
 def matrix(view: View, t: Tensor) -> Tensor:
-    """Return a view's matrix (..., m, n) for reading, in single precision or better; a copy only where it must be."""
+    """Return a view's matrix (..., m, n) for reading; a copy only where parts are interleaved."""
     block = cut(view, t)
     if view.units > 1:
         block = block.flatten(-3, -2) if view.dim == 0 else block.flatten(-2, -1)
-    return block if block.dtype in (torch.float32, torch.float64) else block.float()
+    return block
+
+
+def wide(t: Tensor) -> Tensor:
+    """Return a tensor in single precision or better."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 
 def key(seed: int, parameter: int, view: int, use: str) -> int:
@@ -202,7 +207,7 @@ def image_norm2(matrices: Sequence[Tensor], v: Tensor) -> Tensor:
     ranks, the ranks' results add up.
     """
     alone = len(matrices) == 1  # then nothing need be copied together
-    image = (matrices[0] @ v[0])[None] if alone else (torch.stack(list(matrices)) @ v[..., None])[..., 0]
+    image = (wide(matrices[0]) @ v[0])[None] if alone else (wide(torch.stack(list(matrices))) @ v[..., None])[..., 0]
     length: Tensor = torch.linalg.vector_norm(image, dim=-1, dtype=torch.float64)
     return length.square()
 

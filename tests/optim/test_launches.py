@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qkspec.optim.adamw2 import AdamW2
 from qkspec.optim.bounding import Norms, truncate
@@ -54,6 +55,58 @@ def test_every_step_on_gpt2_is_few_operations_and_never_waits(options):
         print(sum(kernels.values()), sorted(kernels.items(), key=lambda kv: -kv[1])[:12])
         assert not set(count.calls) & set(SYNCS)
         assert sum(kernels.values()) <= (300 if not options else 350)
+
+
+class Crossings(TorchDispatchMode):
+    """Operations with tensors of two devices among their arguments and results."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1:
+            self.found.append(func.overloadpacket.__name__)
+        return out
+
+
+def on_meta(dtype):
+    """Parameters without data: whatever would read one number of them on the host fails."""
+    named = {n: torch.nn.Parameter(torch.empty_like(p, device="meta", dtype=dtype)) for n, p in gpt2(2).items()}
+    for p in named.values():
+        p.grad = torch.empty_like(p)
+    return named
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"certified": True},
+        {"amsgrad": True, "maximize": True},
+        {"foreach": True, "weight_decay": 0.0},
+        {"block": 1, "warm": False, "power_iters": 3},
+        {"lr": torch.tensor(1e-3), "exempt": ()},
+    ],
+)
+def test_no_step_asks_the_device_for_a_number(options, dtype):
+    opt = AdamW2(on_meta(dtype).items(), refresh=2, **options)
+    for _ in range(3):
+        opt.step()
+    assert len(opt._records) > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"certified": True}, {"block": 1, "warm": False}, {"exempt": ()}])
+def test_nothing_crosses_between_host_and_device(options):
+    opt = AdamW2(on_meta(torch.float32).items(), eps_mode="inside", capturable=True, refresh=2, **options)
+    opt.step()
+    with Crossings() as crossings:
+        for _ in range(2):
+            opt.step()
+    assert crossings.found == []
 
 
 @pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)])
