@@ -17,17 +17,32 @@ def explain(
     entries = terms()
     key = term.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
+    hang = 2
     if not key:
-        width = max(len(name) for name in entries)
-        lines = [f"{name:{width}}  {text.splitlines()[0]}" for name, text in entries.items()]
+        hang = max(len(name) for name in entries) + 2
+        lines = [f"{name:{hang}}{text.splitlines()[0]}" for name, text in entries.items()]
     elif key in entries:
-        lines = [f"{key}: {entries[key]}"]
+        lines = f"{key}: {entries[key]}".splitlines()
     else:
         from difflib import get_close_matches
 
         near = get_close_matches(key, entries, n=3)
         raise UsageError(f"no term {term!r}; " + (f"near: {', '.join(near)}" if near else "qkspec explain lists them"))
-    print("\n".join(lines), file=sys.stdout)  # noqa: T201 - the command's result
+    print("\n".join(fitted(line, hang) for line in lines))  # noqa: T201 - the command's result
+
+
+def fitted(line: str, hang: int) -> str:
+    """Return a line broken to the terminal's width, its further lines indented; whole where stdout is no terminal."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    from qkspec.reports.glyphs import Glyphs
+
+    text = Glyphs((sys.stdout.encoding or "").lower().startswith("utf")).say(line)
+    if not sys.stdout.isatty():
+        return text
+    width = max(min(get_terminal_size().columns, 120), 40)
+    return fill(text, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
 
 
 ALIASES = {

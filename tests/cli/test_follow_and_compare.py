@@ -194,6 +194,22 @@ def test_analyze_says_what_its_table_has_no_place_for(capsys):
     assert "no rotary position here" in text
 
 
+@pytest.mark.parametrize("command", [["analyze", LOST, "-q"], ["explain", "kappa"], ["explain"], ["simulate"]])
+def test_a_terminal_of_ascii_is_enough(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "qkspec", *command],
+        capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
+
+
+def test_nothing_at_all_is_a_call_for_help(capsys):
+    text = say(capsys)
+    assert text.startswith("Usage: ")
+    assert all(f"  {name} " in text and words in text for name, words in COMMANDS.items())
+
+
 def test_no_command_needs_torch_to_be_looked_up():
     code = "import sys; from qkspec.cli import main; main(['explain', 'surging']); print('torch' in sys.modules)"
     done = subprocess.run(
