@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec.latent import through
 from qkspec.qk import Array, Norm, QKLayer, QKNorm, Rotary
 
 F64 = NDArray[np.float64]
@@ -156,8 +157,8 @@ def logits(layer: QKLayer, x: F32, y: F32) -> F32:
     Returns:
         (heads, T', T') float32.
     """
-    q = _project(x, layer.q, layer.q_bias, layer.clamp)
-    k = _project(y, layer.k, layer.k_bias, layer.clamp)
+    q = through(x, layer.q_factors) if layer.q_factors else _project(x, layer.q, layer.q_bias, layer.clamp)
+    k = through(y, layer.k_factors) if layer.k_factors else _project(y, layer.k, layer.k_bias, layer.clamp)
     scale: F32 | float = layer.scale
     if layer.qk_norm is not None:
         q, k = _qknormalised(q, k, layer.qk_norm)

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec import latent
 from qkspec.attention import (
     DEFAULT_CONTEXT,
     MapIndices,
@@ -110,6 +111,8 @@ def logit_std(layer: QKLayer, found: Spectra | None = None) -> F64:
         return _normalised_logit_std(layer)
     if "input norm" in layer.unknown:
         return np.full(layer.heads, np.nan)
+    if layer.k_factors is not None:
+        return latent.logit_std(layer)
     return np.asarray((found or folded_spectra(layer)).gained * abs(layer.scale))
 
 
@@ -121,7 +124,8 @@ def mean_diagonal_logit(layer: QKLayer, found: Spectra | None = None) -> F64:
     if layer.qk_norm is not None or "input norm" in layer.unknown:
         return np.full(layer.heads, np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
-        out = (found or folded_spectra(layer)).gained_trace * layer.scale
+        gained = (found or folded_spectra(layer)).gained_trace * layer.scale
+        out = gained if layer.k_factors is None else latent.mean_diagonal_logit(layer)
     return np.where(np.isfinite(out), out, np.nan)
 
 

@@ -55,6 +55,21 @@ class QKNorm:
 
 
 @dataclass(frozen=True)
+class Factored:
+    """The two factors of a projection with an RMS norm of the latent between them (multi-head latent attention).
+
+    Args:
+        up: (heads, d_q, r) the second factor, cut into heads.
+        down: (r, d) the first.
+        gain: (n,) of the norm, which is over the first n ≤ r coordinates; the others pass it by.
+    """
+
+    up: Array
+    down: Array
+    gain: Array
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding of the queries and keys.
 
@@ -86,6 +101,7 @@ class QKLayer:
         q_bias: (heads, d_q) or None; k_bias: (kv_heads, d_q) or None.
         q_input: normalisation of the queries' input; None when there is none or it is not known (see unknown).
         k_input: the same for the keys' input.
+        q_factors, k_factors: the factors of q and k where a norm stands between them, which q and k leave out.
         qk_norm, rotary, softcap (tanh cap on logits), clamp (bound on |q|, |k| after projection): or None.
         causal: whether a token sees only itself and those before it.
         softmax: False for linear attention, to which Theorem 1 does not apply.
@@ -105,6 +121,8 @@ class QKLayer:
     k_bias: Array | None = None
     q_input: Norm | None = None
     k_input: Norm | None = None
+    q_factors: Factored | None = None
+    k_factors: Factored | None = None
     qk_norm: QKNorm | None = None
     rotary: Rotary | None = None
     softcap: float | None = None

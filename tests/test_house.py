@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     ("errors", "clean", "__init__"),
-    ("qk", "spectrum", "spectrum_torch", "attention", "readings", "theorem", "engine"),
+    ("qk", "latent", "spectrum", "spectrum_torch", "attention", "readings", "theorem", "engine"),
     ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),

@@ -25,8 +25,8 @@ def inspect(
 ) -> None:
     """Say what is in there: format, family, layers, heads, dtypes, and what would be skipped and why.
 
-    Of a checkpoint that matches no known layout, a layout file for --layout is drafted from its tensor names; --json also
-    drafts one where only names were matched.
+    Of a checkpoint that matches no known layout, a layout file for --layout is drafted from its tensor names; --json
+    also drafts one where only names were matched.
     """
     from qkspec.checkpoints.sequence import find_runs
     from qkspec.errors import InputError, QkspecError, UnknownLayoutError

@@ -87,19 +87,24 @@ def take(whole: Array, rows: Rows) -> Array:
 
 
 def latent_keys(kv_b: Array, kv_a: Array, counts: Heads) -> Array:
-    """Return the (heads, d_q, d) keys of multi-head latent attention: shared rotary rows after the others.
+    """Return the (heads, d_q, d) keys of multi-head latent attention. Arguments as of ``latent_key_factor``."""
+    return latent_key_factor(kv_b, kv_a, counts) @ np.asarray(kv_a, np.float64)
+
+
+def latent_key_factor(kv_b: Array, kv_a: Array, counts: Heads) -> Array:
+    """Return the (heads, d_q, r + rope) matrices that make keys of ``kv_a x``: shared rotary rows after the others.
 
     Args:
         kv_b: (heads * (nope + v), r), with d_q = nope + rope.
         kv_a: (r + rope, d).
         counts: the heads.
     """
-    r, d = kv_b.shape[1], kv_a.shape[1]
+    r = kv_b.shape[1]
     rope = kv_a.shape[0] - r
-    per_head = kv_b.reshape(counts.heads, -1, r)[:, : counts.d_q - rope]
-    nope = np.asarray(per_head, np.float64) @ np.asarray(kv_a[:r], np.float64)
-    shared = np.broadcast_to(kv_a[r:], (counts.heads, rope, d))
-    return np.concatenate([nope, shared], axis=1)
+    found = np.zeros((counts.heads, counts.d_q, r + rope))
+    found[:, : counts.d_q - rope, :r] = kv_b.reshape(counts.heads, -1, r)[:, : counts.d_q - rope]
+    found[:, counts.d_q - rope :, r:] = np.eye(rope)
+    return found
 
 
 def latent_queries(factors: Sequence[Array], counts: Heads) -> Array:

@@ -27,6 +27,7 @@ LLAMA = Layout(
 MLA = Latent(
     "layers.{}.self_attn.q_proj", "layers.{}.self_attn.q_a_proj", "layers.{}.self_attn.q_b_proj",
     "layers.{}.self_attn.kv_a_proj_with_mqa", "layers.{}.self_attn.kv_b_proj",
+    "layers.{}.self_attn.q_a_layernorm", "layers.{}.self_attn.kv_a_layernorm",
 )
 DEEPSEEK = Layout("deepseek", ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "mistral4", "youtu", "axk1"), MLA,
     kv_heads=(), head_dim=(), norm=RMS, rotary=RotaryRule("adjacent", end=True), scale=latent_scale, causal=True)

@@ -74,6 +74,7 @@ class Latent:
         q: pattern of an unfactored W_q.
         kv_a: (r + rope, d): the latent's rows, then the shared rotary rows.
         kv_b: (heads * (nope + v), r): per head its key rows, then its value rows.
+        q_norm, kv_norm: the RMS norms between the factors, "" where there is none.
     """
 
     q: str
@@ -81,6 +82,8 @@ class Latent:
     q_b: str
     kv_a: str
     kv_b: str
+    q_norm: str = ""
+    kv_norm: str = ""
 
 
 Weights = Separate | Fused | Latent

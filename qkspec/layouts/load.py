@@ -7,11 +7,21 @@ import numpy as np
 from qkspec.checkpoints.store import Checkpoint, Store
 from qkspec.errors import LayoutError
 from qkspec.layouts import facts
-from qkspec.layouts.cut import Rows, as_matrix, latent_keys, latent_queries, parts_of, span, spread, take
+from qkspec.layouts.cut import (
+    Rows,
+    as_matrix,
+    latent_key_factor,
+    latent_keys,
+    latent_queries,
+    parts_of,
+    span,
+    spread,
+    take,
+)
 from qkspec.layouts.heads import group_count
 from qkspec.layouts.layout import InputNorm, Latent, QKNormAt, Separate
 from qkspec.layouts.modules import Module, Plan
-from qkspec.qk import Array, Norm, QKLayer, QKNorm
+from qkspec.qk import Array, Factored, Norm, QKLayer, QKNorm
 
 
 def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa: ARG001 - it vouches for the module
@@ -27,7 +37,11 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         CheckpointError: the bytes cannot be read.
     """
     row, store = module.row, checkpoint.store
-    q, k = _weights(store, module)
+    q_factors = k_factors = None
+    if isinstance(row.weights, Latent):
+        q, k, q_factors, k_factors = _latent(store, module)
+    else:
+        q, k = _weights(store, module)
     q_bias, k_bias = _biases(store, module)
     q_input = _norm(store, module, "q_input", row.norm)
     k_input = _norm(store, module, "k_input", row.k_norm) if row.k_norm is not None else q_input
@@ -43,6 +57,8 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         k_bias=k_bias,
         q_input=q_input,
         k_input=k_input,
+        q_factors=q_factors,
+        k_factors=k_factors,
         qk_norm=_qk_norm(store, module),
         rotary=facts.rotary(row, module.config, module.d_q, module.layer),
         softcap=facts.number(module.config, row.softcap) if row.softcap else None,
@@ -55,12 +71,25 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
     )
 
 
+def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None, Factored | None]:
+    """Return q and k of multi-head latent attention, and their factors where a norm stands between them."""
+    roles, counts = module.roles, module.counts
+    read = {role: store.read(roles[role]) for role in ("q", "q_b", "q_a", "kv_b", "kv_a") if role in roles}
+    gains = {role: store.read(roles[role]).reshape(-1) for role in ("q_latent_norm", "kv_latent_norm") if role in roles}
+    q = latent_queries([read[role] for role in ("q", "q_b", "q_a") if role in read], counts)
+    k = latent_keys(read["kv_b"], read["kv_a"], counts)
+    q_factors = k_factors = None
+    if "q_latent_norm" in gains and "q_a" in read:
+        q_factors = Factored(read["q_b"].reshape(counts.heads, counts.d_q, -1), read["q_a"], gains["q_latent_norm"])
+    if "kv_latent_norm" in gains:
+        k_factors = Factored(
+            latent_key_factor(read["kv_b"], read["kv_a"], counts), read["kv_a"], gains["kv_latent_norm"]
+        )
+    return q, k, q_factors, k_factors
+
+
 def _weights(store: Store, module: Module) -> tuple[Array, Array]:
     row, counts, roles = module.row, module.counts, module.roles
-    if isinstance(row.weights, Latent):
-        factors = [store.read(roles[role]) for role in ("q", "q_b", "q_a") if role in roles]
-        q = latent_queries(factors, counts)
-        return q, latent_keys(store.read(roles["kv_b"]), store.read(roles["kv_a"]), counts)
     q_rows, k_rows = parts_of(row, counts)
     q_name, k_name = roles.get("q", roles.get("qkv", "")), roles.get("k", roles.get("qkv", ""))
     if q_name == k_name and not row.inputs_first:
@@ -173,5 +202,16 @@ def _unknown(module: Module) -> tuple[str, ...]:
         elif at.kind == "none" and row.qk_norm is None:
             found.append("scale of the attention input, which no norm sets")
     if isinstance(row.weights, Latent):
-        found.append("norm between the factors of latent attention")
+        found += _unknown_of_latents(module)
     return tuple(found)
+
+
+def _unknown_of_latents(module: Module) -> list[str]:
+    """Return what stands between the factors of latent attention and is not followed."""
+    weights, roles = module.row.weights, module.roles
+    assert isinstance(weights, Latent)
+    wanted = (("q_latent_norm", weights.q_norm, "q_a"), ("kv_latent_norm", weights.kv_norm, "kv_a"))
+    lost = [f"norm behind {of}" for role, at, of in wanted if at and of in roles and role not in roles]
+    found = [*lost, "input norm"] if lost else []  # without it no logit is known
+    biased = [role for role in ("q_bias", "q_a_bias", "q_b_bias", "kv_a_bias", "kv_b_bias") if role in roles]
+    return found + (["biases of the factors of latent attention"] if biased else [])

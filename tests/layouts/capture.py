@@ -203,8 +203,17 @@ def shape_up(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
 
 
 @contextmanager
-def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, still: bool = False) -> Iterator[Watch]:
-    """Run the model inside this, then read ``watch.caught``; ``still`` replaces every rotation by the identity."""
+def watching(
+    model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, still: bool = False, normed: bool = False
+) -> Iterator[Watch]:
+    """Run the model inside this, then read ``watch.caught``.
+
+    Args:
+        model: any model.
+        attention: what the classes of attention modules are called.
+        still: replace every rotation by the identity.
+        normed: leave the norms inside attention modules on; q and k are then no linear maps of the input.
+    """
     names = {module: name for name, module in model.named_modules()}
     alike = {
         module for module in names if attention.search(type(module).__name__) and not NORM.search(type(module).__name__)
@@ -224,7 +233,8 @@ def watching(model: torch.nn.Module, attention: re.Pattern[str] = ATTENTION, *, 
                     module.register_forward_hook(lambda m, a, o: watch.stack.pop() and None, always_call=True).remove
                 )
             elif NORM.search(type(module).__name__):
-                stack.callback(neutral(module, watch))
+                if not normed:
+                    stack.callback(neutral(module, watch))
             elif type(module).__name__.endswith("Indexer"):  # an attention of its own that chooses what the other sees
                 stack.callback(module.register_forward_pre_hook(lambda *_: watch.opaque(1)).remove)
                 stack.callback(module.register_forward_hook(lambda *_: watch.opaque(-1)).remove)
