@@ -93,3 +93,44 @@ def test_heads_with_sparse_maps_are_hardly_ever_called_healthy(maps):
 def test_the_run_that_collapses_is_told_from_the_one_that_does_not(maps):
     assert next(iter(maps["adamw"].states.values())).verdict in ("warned", "lost")
     assert next(iter(maps["adamw2"].states.values())).verdict == "sound"
+
+
+@pytest.fixture(scope="module")
+def vits(tmp_path_factory):
+    """Two short runs of a ViT, one of which collapses, with maps of the model run on noise images."""
+    from qkspec.cli import main
+    from qkspec.running import TextRunner
+
+    reports = {}
+    for optimizer in ("adamw", "adamw2"):
+        run = tmp_path_factory.mktemp("vits") / optimizer
+        arguments = [
+            "--preset",
+            "vit-demo",
+            "--optimizer",
+            optimizer,
+            "--layers",
+            "3",
+            "--lr",
+            "0.02",
+            "--steps",
+            "160",
+        ]
+        arguments += ["--save-every", "40", "--eval-batches", "1", "--seed", "5", "--threads", "1", "-q"]
+        assert main(["train", *arguments, "-o", str(run)]) == 0
+        reports[optimizer] = analyze([run]), analyze([run], Settings(runner=TextRunner("random")))
+    return reports
+
+
+def test_the_same_thresholds_hold_for_a_vit(vits):
+    """Its rows have 17 tokens: judged at the 1,024 that an unknown context stands for, they would not."""
+    alone, ran = vits["adamw"]
+    real = ran.readings.metric("random_entropy")
+    assert np.corrcoef(real, alone.readings.metric("predicted_entropy"))[0, 1] > 0.6
+    called = alone.verdicts == Verdict.MALIGNANT
+    assert called.sum() >= 5
+    assert (real[called] < 0.5).mean() >= 0.8, "open maps among heads called malignant"
+    assert (alone.verdicts[real < 0.3] == Verdict.HEALTHY).mean() <= 0.15
+    sound, _ = vits["adamw2"]
+    assert not (sound.verdicts == Verdict.MALIGNANT).any()
+    assert next(iter(sound.states.values())).verdict == "sound"
