@@ -12,8 +12,8 @@ function drawAttention(state) {
   const { run, head, moment } = state, kind = kindOf(state), found = run.picture(moment, head);
   control("indices-title").textContent = `${kind[0].toUpperCase()}${kind.slice(1)} attention map`;
   const errors = kind === "predicted" && found ? found.errors : null;
-  control("readings").tBodies[0].replaceChildren(...INDICES.filter(([name]) => run.raw.values[`${kind}_${name}`]).map(([name, text], i) => {
-    const row = element("tr"), value = run.value(`${kind}_${name}`, moment, head);
+  control("readings").tBodies[0].replaceChildren(...INDICES.map(([name, text], i) => {
+    const row = element("tr"), value = run.raw.values[`${kind}_${name}`] ? run.value(`${kind}_${name}`, moment, head) : NaN;
     row.append(element("td", text), element("td", number(value) + (errors && Number.isFinite(value) ? ` ± ${Number(errors[i].toPrecision(1))}` : "")));
     return row;
   }));
