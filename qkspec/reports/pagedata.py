@@ -15,7 +15,7 @@ from qkspec.reports.losses import thinned
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
 from qkspec.reports.palette import LOOKS
 from qkspec.reports.view import QUIET, RunView, evidence
-from qkspec.theorem import GRAVITY, KINDS, Limits, Verdict
+from qkspec.theorem import GRAVITY, KINDS, Limits, Verdict, confidence
 
 F64 = NDArray[np.float64]
 Json = dict[str, Any]
@@ -105,10 +105,24 @@ def _run(view: RunView, names: Sequence[str], share: int, flags: dict[str, int])
         "head": [int(view.table.heads[column][1]) for column in order],
         "values": {name: pack(view.metric(name)[moments][:, order], log=name in LOGARITHMIC) for name in names},
         "verdict": base64(np.where(codes[moments] < 0, 255, codes[moments]).astype(np.uint8)),
+        "sure": _sure(view, view.grid[moments][:, order]),
         "turned": first.tolist(),
         "flags": _flags(view, order, flags),
         "loss": _loss(view.story),
     }
+
+
+def _sure(view: RunView, rows: NDArray[np.int64]) -> Json | None:
+    """Pack how sure each malignant verdict is: a place in "words", 255 elsewhere; None where no head is malignant."""
+    shown = np.unique(rows[rows >= 0])
+    mask = np.zeros(len(view.report.readings), dtype=bool)
+    mask[shown] = True
+    found = confidence(view.report.readings.where(mask), view.report.limits, view.report.verdicts[shown])
+    words = [word for word in dict.fromkeys(found.tolist()) if word]
+    if not words:
+        return None
+    codes = np.array([words.index(word) if word else 255 for word in found], dtype=np.uint8)
+    return {"words": words, "data": base64(np.where(rows < 0, np.uint8(255), codes[np.searchsorted(shown, rows)]))}
 
 
 def _further(view: RunView, share: int, *, spectra: bool) -> Json:

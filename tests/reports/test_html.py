@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -110,6 +111,16 @@ def test_a_baselines_bands_are_those_of_each_layer(one_run: Report, make_report:
     assert np.isnan(high[2]).all()
     assert json.dumps(raw, allow_nan=False)
     assert pagedata.page_data(one_run.limits, list(views(one_run)))["runs"][0]["bands"] is None
+
+
+def test_the_page_says_how_sure_each_malignant_verdict_is(two_runs: Report) -> None:
+    lost, sound = pagedata.page_data(two_runs.limits, list(views(two_runs)))["runs"]
+    assert sound["sure"] is None
+    view = next(iter(views(two_runs)))
+    codes = np.frombuffer(b64decode(lost["sure"]["data"]), dtype=np.uint8)
+    found = ["" if code == 255 else lost["sure"]["words"][code] for code in codes]
+    assert found == two_runs.confidence()[view.grid.ravel()].tolist()
+    assert set(found) == {"", "certain", "suspect"}
 
 
 def test_the_data_is_bounded_and_keeps_the_turning_point(

@@ -47,6 +47,11 @@ class Run {
   codes() { return this.remembered("verdict", () => bytes(this.raw.verdict)); }
   code(moment, head) { return this.codes()[moment * this.heads + head]; }
   verdict(moment, head) { return DATA.verdicts[this.code(moment, head)] || null; }
+  // How sure a malignant verdict is, "" of another.
+  sure(moment, head) {
+    if (!this.raw.sure) return "";
+    return this.raw.sure.words[this.remembered("sure", () => bytes(this.raw.sure.data))[moment * this.heads + head]] || "";
+  }
   module(head) { return this.raw.modules[this.moduleOf[head]]; }
   place(head) { return head - this.starts[this.moduleOf[head]]; }
   name(head) { return `layer ${this.module(head).label} head ${this.raw.head[head]}`; }

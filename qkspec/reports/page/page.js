@@ -15,6 +15,10 @@ const COLUMNS = [
     show: (run, m, h) => (run.raw.turned[h] < 0 ? "–" : String(run.raw.turned[h])) },
 ];
 
+const SURE = { // as theorem.confidence has it
+  certain: `(certain by weights alone: κ ≥ ${DATA.limits.frozen})`, suspect: `(suspect: by weights alone, κ < ${DATA.limits.frozen})`, measured: "(measured)",
+};
+
 const state = { run: null, metric: "", moment: 0, head: 0, logSteps: false };
 
 function chooseRun(index) {
@@ -55,7 +59,7 @@ function draw() {
 function drawHead() {
   const { run, moment, head } = state, verdict = run.verdict(moment, head);
   control("head-title").textContent = `${run.name(head)} at ${run.raw.labels[moment]}`;
-  control("head-verdict").replaceChildren(...(verdict ? [swatch(verdict), element("b", verdict.name), `: ${verdict.meaning}`] : ["not in this checkpoint"]));
+  control("head-verdict").replaceChildren(...(verdict ? [swatch(verdict), element("b", verdict.name), ` ${SURE[run.sure(moment, head)] || ""}: ${verdict.meaning}`.replace(" :", ":")] : ["not in this checkpoint"]));
   const rows = run.module(head).conditions.map(([name, metric, sign, limit]) => {
     const value = run.raw.values[metric] ? run.value(metric, moment, head) : NaN, row = element("tr");
     const holds = Number.isFinite(value) && (sign === "<=" ? value <= limit : value >= limit);
