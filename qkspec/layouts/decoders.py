@@ -112,7 +112,7 @@ DECODERS = (
         unknown=("two-dimensional rotary position",)),
     # names of Llama
     LLAMA,
-    like_llama("qwen3", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "kolibri1", "mellum", "dots1",
+    like_llama("qwen3", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "mellum", "dots1",
         "hy_v3", "qwen3_omni_moe_text", "qwen3_omni_moe_talker_code_predictor"),
     like_llama("windowed", "afmoe", "flint", "kolibri1", "exaone_moe", rotary=WINDOWED),
     like_llama("smollm3"),

@@ -11,7 +11,7 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
 OTHER_CONFIGS = ("quantization_config", "attn_config", "ffn_config", "generation_config")
 WORDS = {
-    "vision": r"vision|visual|image|img|vit\b",
+    "vision": r"vision|visual|image|img|video|vit\b",
     "audio": r"audio|speech|sound",
     "text": r"text|language|llm",
 }
@@ -88,7 +88,8 @@ def affinity(name: str, scope: Scope, kinds: frozenset[str]) -> int:
     spoken = {kind for kind in kinds if _speaks(name, kind)}
     wanted = set(scope.kinds)
     silent = {kind for kind in wanted - spoken if kind != "text"}
-    return len(wanted & spoken) - len(spoken - wanted) - len(silent)
+    own = wanted & spoken & set(scope.kinds[-1:])  # a path shared with other scopes tells nothing
+    return len(own) - len(spoken - wanted) - len(silent)
 
 
 def _speaks(name: str, kind: str) -> bool:

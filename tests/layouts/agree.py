@@ -103,6 +103,8 @@ def check_rotation(layer: QKLayer, rest: Map, turned: Map, offset: int) -> None:
     """Assert that queries at a position and keys at position zero meet as the layer's rotary says."""
     if any("rescaled" in line for line in layer.remarks):
         return
+    if any("backwards" in line for line in layer.remarks):
+        offset = -offset
     theirs = forms(turned.wq, rest.wk)
     mine = forms(rotated(affine(layer.q, layer.q_bias), layer.rotary, offset), affine(layer.k, layer.k_bias))
     mine, theirs = mine * layer.scale, theirs * rest.factor[:, None, None]

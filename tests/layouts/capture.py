@@ -489,16 +489,17 @@ class Map:
     normed: tuple[str, ...]
 
 
-def regress(caught: Caught, *, every: int = 1) -> Map:
+def regress(caught: Caught, *, every: int = 1, first: int = 0) -> Map:
     """Return the maps; AssertionError where q or k is no affine function of the input.
 
     Args:
         caught: an attention call.
-        every: use every so many tokens only: the first of each sequence, which rotary position leaves alone.
+        every, first: use every so many tokens only, from this one on: the first of each sequence, which rotary position
+            leaves alone, or a later one.
     """
     if every > 1:
         for name in ("x", "y", "q", "k", "natural", "natural_y"):
-            setattr(caught, name, getattr(caught, name)[::every])
+            setattr(caught, name, getattr(caught, name)[first::every])
     wq, natural_y = affine(caught.x, caught.q), caught.natural_y
     try:
         assert len(caught.y) == len(caught.k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -24,13 +25,18 @@ OFFSET = 3
 def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
     """Return what every attention module computes when all tokens stand at one position."""
     fed = inputs(model, case)
-    if position:
+    longer = position + 1 if case.turn == "sequence" else 1
+    if position and case.turn == "ids":
         fed["position_ids"] = torch.full_like(fed["input_ids"], position)
-    with torch.no_grad(), watching(model, still=case.still) as watch:
+    elif position:
+        tokens = torch.randint(6, 60, (48, longer), generator=torch.Generator().manual_seed(3))
+        fed |= {name: tokens for name in ("input_ids", "decoder_input_ids") if name in fed}
+    with torch.no_grad(), watching(model, still=case.still and not position) as watch:
         model(**fed)
         for path, feed in case.also if not position else ():
             model.get_submodule(path)(**filled(feed))
-    return [regress(caught, every=case.every) for caught in watch.caught.values()]
+    every, first = (longer, position) if position else (case.every, 0)
+    return [regress(caught, every=every, first=first) for caught in watch.caught.values()]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -51,8 +57,13 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
         f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
     )
     pairs = pair_up(layers, maps)
-    for layer, truth in (*pairs, *pair_up(live, maps)):
+    running = {truth.path: layer for layer, truth in pair_up(live, maps)}
+    for layer, truth in pairs:
         check_layer(layer, truth, norms=case.norms)
+        same = running.pop(truth.path)  # the same module under the names of the model in memory
+        np.testing.assert_array_equal(same.q, layer.q)
+        np.testing.assert_array_equal(same.k, layer.k)
+        assert (same.scale, same.rotary, same.unknown) == (layer.scale, layer.rotary, layer.unknown)
     assert len(live) == len(layers)
     if case.turn and any(layer.rotary for layer in layers) and "input_ids" in inputs(model, case):
         turned = {found.path: found for found in run(model, case, position=OFFSET)}

@@ -10,6 +10,7 @@ import pytest
 from qkspec.checkpoints.memory import MemoryStore, from_state_dict
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError
+from qkspec.layouts.families import FAMILIES
 from qkspec.layouts.find import attention_layers, plan
 from qkspec.layouts.layout import Fused, Layout, Separate
 from qkspec.layouts.load import read
@@ -136,6 +137,20 @@ def test_a_tower_that_cannot_be_read_is_skipped_and_named(vision: Any, extra: An
     assert why in result.skipped["vision_tower.layers.0.self_attn"]
 
 
+def test_a_scope_is_not_chosen_for_a_path_that_it_shares_with_others() -> None:
+    vision = {"num_heads": 6, "model_type": "nobody_knows"}
+    config = {"model_type": "new", "thinker_config": {"text_config": LLAMA, "audio_config": vision, "model_type": "t"}}
+    tensors = llama("thinker.model.") | {
+        f"thinker.audio_tower.layers.0.self_attn.{name}.weight": array(24, 20) for name in ("q_proj", "k_proj")
+    }
+    result = found(tensors, config)
+    assert [(module.name, module.heads) for module in result.modules] == [
+        ("thinker.model.layers.0.self_attn", 4),
+        ("thinker.model.layers.1.self_attn", 4),
+        ("thinker.audio_tower.layers.0.self_attn", 6),
+    ]
+
+
 def test_unlisted_modules_are_read_wherever_they_stand() -> None:
     tensors = {f"net.{i}.mix.{name}.weight": array(12, 20) for i in (2, 10) for name in ("to_q", "to_k")}
     tensors |= {"net.2.cross_mix.query.weight": array(12, 20), "net.2.cross_mix.key.weight": array(12, 9)}
@@ -258,3 +273,12 @@ def test_a_post_norm_model_is_fed_by_the_norm_of_the_layer_before() -> None:
 def test_a_row_that_makes_no_sense_cannot_be_built(weights: Any, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         Layout("bad", (), weights)
+
+
+def test_no_two_rows_read_the_same_weights_of_a_model_type() -> None:
+    seen: dict[tuple[object, ...], str] = {}
+    for row in FAMILIES:
+        for kind in row.model_types:
+            key = (kind, row.patterns(), tuple(sorted((name, str(value)) for name, value in row.when.items())))
+            assert key not in seen, f"{kind}: rows {seen[key]} and {row.name}"
+            seen[key] = row.name

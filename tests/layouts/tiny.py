@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,7 +52,8 @@ class Case:
         batch: how many images or sounds are fed.
         also: parts of the model to run besides (their path and inputs), such as a vision tower.
         still: switch rotary position off, where no token stands at position zero.
-        turn: also compare with the queries at another position (rotary position).
+        turn: how queries are also brought to another position (rotary position): by "ids", or by a longer "sequence"
+            where those are not taken or mean more; "" where neither can be.
         zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k).
         norms: False where the input norm differs between calls of shared weights.
     """
@@ -68,7 +69,7 @@ class Case:
     norms: bool = True
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
     still: bool = False
-    turn: bool = True
+    turn: Literal["ids", "sequence", ""] = "ids"
     zero: tuple[str, ...] = ()
     batch: int = 8
 
