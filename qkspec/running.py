@@ -27,7 +27,7 @@ F64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 RANDOM = "random"
-SEQUENCES, LENGTH = 4, 512  # as many tokens of a text as that, or fewer where the model's context is shorter
+SEQUENCES, LENGTH = 8, 256  # rows of tokens, shorter in a shorter context; a map costs the cube of its row
 _LEAST = 8  # tokens in a row
 _SEED = 0  # of random tokens: the same for every checkpoint
 _BYTES = 256  # a vocabulary of this size without a tokenizer is one of bytes
