@@ -130,6 +130,7 @@ def indices(maps: Tensor, *, causal: bool) -> dict[str, Tensor]:
     Returns:
         (...) float64 each; NaN for a map that is not finite.
     """
+    maps = maps.cpu() if maps.device.type == "mps" else maps  # which has no float64
     tokens = maps.shape[-1]
     lengths = torch.arange(1, tokens + 1, device=maps.device) if causal else torch.full((tokens,), tokens)
     rows = torch.special.entr(maps).sum(-1)[..., 1 if causal else 0 :]
