@@ -238,7 +238,7 @@ class AdamW2(torch.optim.AdamW):
             state["step"] = state["step"].to(place)
 
     def _scratch_for(self, stacks: list[Stack]) -> Tensor | None:
-        """Return memory for a batch's updates on a CPU, small enough to stay in cache; elsewhere torch allocates it."""
+        """Return memory for a batch's updates on a CPU, the same for all; elsewhere torch allocates it."""
         p = local(stacks[0].members[0].param)
         if p.device.type != "cpu":
             return None

@@ -14,7 +14,7 @@ from qkspec.optim.sharding import Shard, first_row, local, local_views, shard_of
 from qkspec.optim.sigma import cut, key, matrix
 
 MEMORY = ("basis_u", "basis_w")  # of a parameter's state: what is remembered of update and weight
-_CACHE = 3 << 20  # elements of updates in flight at a time on a CPU: 12 MB in single precision
+_AT_ONCE = 8 << 20  # elements of updates in flight on a CPU: 32 MB, enough that a batch's small operations cost little
 
 
 @dataclass(frozen=True)
@@ -153,29 +153,29 @@ def stack_up(
         p = member.param
         cuts = tuple((v.dim, v.units, v.start, v.size) for v in member.views)
         cold = _recall(member, state[p], block)
-        kind: tuple[Any, ...] = (id(member.group), p.device, p.dtype, tuple(p.shape), cuts, cold)
+        kind: tuple[Any, ...] = (cold, id(member.group), p.device, p.dtype, tuple(p.shape), cuts)
         shard = shard_of(p, member.name)
         kind += (id(shard.group) if shard else None, member.ordinal if alone(p) else None)
         kinds.setdefault(kind, []).append(member)
-    return [_stack(tuple(alike), state, seed, cold=kind[5]) for kind, alike in kinds.items()]
+    return [_stack(tuple(alike), state, seed, cold=kind[0]) for kind, alike in kinds.items()]
 
 
 def _recall(member: Member, state: dict[str, Any], block: int) -> bool:
     """See to it that the state has room for what is remembered; return whether nothing is, as it is now cut."""
     p = local(member.param)
     wanted = (len(member.views), 1 + block, _sides(member.views[0], _flat(member.param.shape))[1])
-    if all(use in state and state[use].shape == wanted for use in MEMORY):
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    if all(use in state and state[use].shape == wanted and state[use].dtype == dtype for use in MEMORY):
         return False
-    exact = torch.float64 if p.dtype == torch.float64 else torch.float32
-    state.update({use: torch.zeros(wanted, dtype=exact, device=p.device) for use in MEMORY})
+    state.update({use: torch.zeros(wanted, dtype=dtype, device=p.device) for use in MEMORY})
     return True
 
 
 def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
     """Sort stacks into batches, each one call of the bounded step.
 
-    A CPU takes as much at a time as its cache holds, so that the update is still there when it is applied; elsewhere,
-    and where sharded, a batch is everything that the same ranks share, for few launches and a single reduction.
+    A CPU takes some at a time, so that the updates need little memory and may still be in its cache; elsewhere, and
+    where sharded, a batch is everything that the same ranks share, for few launches and a single reduction.
     """
     batches: dict[tuple[Any, ...], list[list[Stack]]] = {}
     for stack in stacks:
@@ -183,7 +183,7 @@ def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
         ranks = id(stack.shard.group) if stack.shard else None
         bunch = batches.setdefault((p.device, p.dtype, stack.cold, ranks, counts_on_device(stack.group, p)), [[]])
         limited = p.device.type == "cpu" and stack.shard is None
-        if limited and bunch[-1] and sum(s.elements for s in bunch[-1]) + stack.elements > _CACHE:
+        if limited and bunch[-1] and sum(s.elements for s in bunch[-1]) + stack.elements > _AT_ONCE:
             bunch.append([])
         bunch[-1].append(stack)
     return [batch for bunch in batches.values() for batch in bunch]

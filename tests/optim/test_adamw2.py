@@ -261,6 +261,20 @@ def test_state_goes_to_torch_adamw_and_back():
     assert ours.param_groups[0]["tau"] == math.inf
 
 
+def test_a_state_of_other_settings_is_measured_anew():
+    net = Net(torch.float64)
+    opt = AdamW2(net.named_parameters(), 1e-2, block=4)
+    feed(net, opt, 3)
+    for dtype, options in ((torch.float64, {"block": 6}), (torch.float64, {"roles": {"up*": "embedding"}}), (None, {})):
+        other = Net(dtype or torch.float32)
+        theirs = AdamW2(other.named_parameters(), 1e-2, **{"block": 4, **options})
+        theirs.load_state_dict(copy.deepcopy(opt.state_dict()))
+        before = [torch.linalg.matrix_norm(b.double(), 2).item() for b in other.qkv.weight.detach().chunk(3)]
+        feed(other, theirs, 1, 3)
+        assert [r.sigma1_w for r in theirs.readings()[:3]] == pytest.approx(before, 0.02)
+        assert all(0 < r.effective_lr <= 1e-2 for r in theirs.readings())
+
+
 def test_no_two_tensors_of_a_state_dict_share_memory():
     net = Net()
     opt = AdamW2(net.named_parameters(), exempt=(), batched=True)
