@@ -82,7 +82,9 @@ def bounded_step(
     scratch: Tensor | None = None,
     renew_all: bool = False,
 ) -> list[Tensor]:
-    """Take one step on stacks that are all cold or all warm; sharded ones need one all-reduce (a cold start eight).
+    """Take one step on stacks that are all cold or all warm, and that the same ranks share where they are sharded.
+
+    Sharded ones need one all-reduce (a cold start eight), and a certificate one more for each matrix wider than high.
 
     Args:
         stacks: from ``stack_up``.
