@@ -27,6 +27,17 @@ from qkspec.qk import Array
 
 _HOME = "torch.distributed.checkpoint.metadata"
 _HANDLERS = {**PLAIN, f"{_HOME}._MEM_FORMAT_ENCODING": keep(f"{_HOME}._MEM_FORMAT_ENCODING")}
+# A chunk takes about 70 steps of the pickle, 80 µs, 20 values and 1.5 KB, so that 120,000 are read: 80 layers in 160
+# parts without their optimizer, or in 55 with it. In 1,000 parts they have 720,000, in 102 MB of metadata.
+_MAX_STEPS = 12_000_000
+_PACKERS = {
+    "MetadataIndex": lambda state: (state["fqn"], state.get("offset")),
+    "_StorageInfo": lambda state: (
+        *(state[key] for key in ("relative_path", "offset", "length")),
+        state.get("transform_descriptors"),
+    ),
+    "ChunkStorageMetadata": lambda state: (state["offsets"], state["sizes"]),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +134,7 @@ def _read_metadata(blob: Blob) -> dict[str, Sharded]:
         _refuse(
             blob.path, f"is {blob.size} bytes, more than {MAX_PICKLE}; gather it with torch's dcp_to_torch_save first"
         )
-    root = Reader(blob.path, _HANDLERS).load(BytesIO(blob.read(0, blob.size)))
+    root = Reader(blob.path, _HANDLERS, packers=_PACKERS, limit=_MAX_STEPS).load(BytesIO(blob.read(0, blob.size)))
     try:
         fields = _fields(root, "Metadata")
         places = _places(fields["storage_data"])
@@ -142,13 +153,11 @@ def _places(storage: Mapping[Any, Instance]) -> dict[tuple[str, tuple[int, ...]]
     """Return file, offset and length of every chunk, by tensor and the chunk's start."""
     places = {}
     for key, value in storage.items():
-        index, info = _fields(key.args[0], "MetadataIndex"), _fields(value, "_StorageInfo")
-        if info.get("transform_descriptors"):
+        name, start = _state(key.args[0], "MetadataIndex")
+        file, offset, length, transformed = _state(value, "_StorageInfo")
+        if transformed or not is_bare(file) or not _counts((offset, length)):
             raise ValueError
-        file, offset, length = info["relative_path"], info["offset"], info["length"]
-        if not is_bare(file) or not _counts((offset, length)):
-            raise ValueError
-        places[index["fqn"], tuple(index.get("offset") or ())] = file, offset, length
+        places[name, tuple(start or ())] = file, offset, length
     return places
 
 
@@ -161,8 +170,7 @@ def _sharded(name: str, value: Instance, places: Mapping[Any, tuple[str, int, in
         raise ValueError
     chunks = []
     for chunk in fields["chunks"]:
-        box = _fields(chunk, "ChunkStorageMetadata")
-        start, size = tuple(box["offsets"]), tuple(box["sizes"])
+        start, size = map(tuple, _state(chunk, "ChunkStorageMetadata"))
         if not len(start) == len(size) == len(shape) or not _counts(start + size):
             raise ValueError
         if any(a + n > whole for a, n, whole in zip(start, size, shape, strict=True)):
@@ -184,7 +192,14 @@ def _model_name(name: str, paths: object) -> str | None:
 
 
 def _fields(value: Any, cls: str) -> dict[str, Any]:
-    if not isinstance(value, Instance) or value.cls.name != cls or not isinstance(value.state, dict):
+    state = _state(value, cls)
+    if not isinstance(state, dict):
+        raise TypeError
+    return state
+
+
+def _state(value: Any, cls: str) -> Any:
+    if not isinstance(value, Instance) or value.cls.name != cls:
         raise TypeError
     return value.state
 

@@ -8,6 +8,7 @@ map a whole file to return one matrix of it.
 """
 
 import pickletools
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from qkspec.errors import CheckpointError
 
 # Two million operations are 50,000 tensors, take 3 s, and build at most 300 MB however they are chosen.
 MAX_OPERATIONS = 2_000_000
+MAX_BLOCKS = 2_500_000  # values in memory, of at most 112 bytes in the mean: dicts of one item
 MAX_PICKLE = 32 << 20  # bytes
 _MAX_SYMBOLS = 10_000
 _MAX_INT = 1 << 31  # larger dict keys could be chosen to collide
@@ -107,12 +109,24 @@ class Reader:
         path: the file, for messages.
         handlers: what may be called, by dotted name, and what stands in for it. Handlers get data only.
         persistent: turns a persistent identifier (torch's storages) into a value; None refuses them.
+        packers: what to keep of an instance's state, by the class's name; its dict is emptied.
+        limit: how many steps the pickle may take.
     """
 
-    def __init__(self, path: str, handlers: Handlers, persistent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        handlers: Handlers,
+        persistent: Callable[[Any], Any] | None = None,
+        *,
+        packers: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None,
+        limit: int = MAX_OPERATIONS,
+    ) -> None:
         self.path, self.handlers, self.persistent = path, handlers, persistent
+        self.packers, self.limit = packers or {}, limit
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []  # of what is remembered in order, as every pickler does; a tenth of a dict's memory
+        self.astray: dict[int, Any] = {}
         self.symbols: dict[tuple[str, str], Symbol] = {}
 
     def load(self, stream: BytesIO) -> Any:
@@ -121,7 +135,7 @@ class Reader:
         Raises:
             CheckpointError: it is damaged, too long, or calls something that is not among the handlers.
         """
-        self.stack, self.memo = [], {}
+        self.stack, self.memo, self.astray = [], [], {}
         try:
             with warnings.catch_warnings():  # of escape sequences in the text of very old pickles
                 warnings.simplefilter("ignore")
@@ -130,10 +144,12 @@ class Reader:
             raise CheckpointError(f"{self.path}: its pickle is damaged or incomplete; copy or save it again") from error
 
     def _run(self, stream: BytesIO) -> Any:
+        most = sys.getallocatedblocks() + MAX_BLOCKS
         for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-            if count > MAX_OPERATIONS:
+            if count > self.limit or (not count % 1024 and sys.getallocatedblocks() > most):
                 raise CheckpointError(
-                    f"{self.path}: its pickle takes more than {MAX_OPERATIONS} steps; save only the weights"
+                    f"{self.path}: its pickle takes more than {self.limit} steps or {MAX_BLOCKS} values; "
+                    "save only the weights"
                 )
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -193,7 +209,14 @@ class Reader:
 
     def memoize(self, index: int) -> None:
         """Remember the top of the stack."""
-        self.memo[index] = self.stack[-1]
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+        else:
+            self.astray[index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        """Push what was remembered."""
+        self.stack.append(self.memo[index] if 0 <= index < len(self.memo) else self.astray[index])
 
     def fill(self, target: Any, pairs: list[Any]) -> None:
         """Put alternating keys and values into the dict or the instance on the stack."""
@@ -214,8 +237,19 @@ class Reader:
 
     def build(self, state: Any) -> None:
         """Give an instance its state; on plain values (an OrderedDict's attributes) it is dropped."""
-        if isinstance(self.stack[-1], Instance):
-            self.stack[-1].state = state
+        made = self.stack[-1]
+        if isinstance(made, Instance):
+            pack = self.packers.get(made.cls.name)
+            made.state = state if pack is None else pack(state)
+            if pack is not None:
+                self._forget(state)
+
+    def _forget(self, value: Any) -> None:
+        """Let go of a value that picklers remember, as they do every value, and that nobody will ask for."""
+        for index in range(len(self.memo) - 1, max(len(self.memo) - 32, -1), -1):
+            if self.memo[index] is value:
+                self.memo[index] = None
+                return
 
     def persist(self, identifier: Any) -> Any:
         """Resolve a persistent identifier."""
@@ -224,11 +258,14 @@ class Reader:
         return self.persistent(identifier)
 
 
+_KEY = Symbol("", "key")
+
+
 def _key(key: Any) -> Any:
     # Text is hashed with a secret, small numbers spread well; other keys could be chosen to make a dict quadratic.
     if isinstance(key, str) or (isinstance(key, int) and abs(key) < _MAX_INT):
         return key
-    return Instance(Symbol("", "key"), (key,))
+    return Instance(_KEY, (key,))
 
 
 def _tuple(count: int) -> Step:
@@ -319,8 +356,8 @@ _STEPS: dict[str, Step] = {
     "PUT": lambda r, arg: r.memoize(arg),
     "BINPUT": lambda r, arg: r.memoize(arg),
     "LONG_BINPUT": lambda r, arg: r.memoize(arg),
-    "MEMOIZE": lambda r, _: r.memoize(len(r.memo)),
-    "GET": lambda r, arg: r.stack.append(r.memo[arg]),
-    "BINGET": lambda r, arg: r.stack.append(r.memo[arg]),
-    "LONG_BINGET": lambda r, arg: r.stack.append(r.memo[arg]),
+    "MEMOIZE": lambda r, _: r.memoize(len(r.memo) + len(r.astray)),
+    "GET": lambda r, arg: r.recall(arg),
+    "BINGET": lambda r, arg: r.recall(arg),
+    "LONG_BINGET": lambda r, arg: r.recall(arg),
 }

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qkspec.checkpoints import pickles
 from qkspec.checkpoints.pickles import PLAIN, Instance, Reader
 from qkspec.errors import CheckpointError
 
@@ -145,3 +146,33 @@ def test_keys_cannot_be_chosen_to_collide() -> None:
     assert all(isinstance(key, Instance) for key in load(collide))
     keys = b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"N" for n in range(1, 20_000))
     assert len(load(b"}(" + keys + b"u.")) == 19_999  # 20,000 equal hashes: minutes in a dict of the numbers themselves
+
+
+def test_values_are_counted_and_not_only_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long file may take many steps; what it may build at once stays bounded."""
+    monkeypatch.setattr(pickles, "MAX_BLOCKS", 50_000)
+    many = b"\x80\x04(" + b"}" * 100_000 + b"l."
+    with pytest.raises(CheckpointError, match="50000 values"):
+        Reader("file.pt", PLAIN, limit=10_000_000).load(io.BytesIO(many))
+    passing = b"\x80\x04(" + b"K\x01" * 100_000 + b"l."  # one value, many times
+    assert Reader("file.pt", PLAIN, limit=10_000_000).load(io.BytesIO(passing)) == [1] * 100_000
+    with pytest.raises(CheckpointError, match="more than 1000 steps"):
+        Reader("file.pt", PLAIN, limit=1000).load(io.BytesIO(passing))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_remembered_values_out_of_order(protocol: int) -> None:
+    shared = ["a"]
+    assert load(pickle.dumps([shared, shared], protocol)) == [["a"], ["a"]]
+    strange = b"\x80\x02]q\x05]q\x02h\x05h\x02\x86."  # remembered as 5 and 2, asked for both
+    assert load(strange) == ([], [])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(b"\x80\x02]q\x05h\x04.")
+
+
+def test_packed_states_let_go_of_their_dicts() -> None:
+    made = Reader("file.pt", PLAIN, packers={"Args": lambda state: tuple(state.values())}).load(
+        io.BytesIO(pickle.dumps(Args(1, Path("b")), 4))
+    )
+    assert made.state[0] == 1
+    assert made.state[1].args == ("b",)
