@@ -25,7 +25,8 @@ F64 = NDArray[np.float64]
 Tensor = torch.Tensor
 
 PANEL = 256  # columns that are summed in plain float32
-BATCH = 4 << 30  # bytes of float64 weights on the device at once
+BATCH = 4 << 30  # bytes of float64 weights on the device at once, where it has ROOM times as much free
+ROOM = 5  # weights as they came, in units of their sizes, times their gains, and products of the two sides
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # compute capabilities with half of float32's rate or more
 
 
@@ -55,20 +56,28 @@ def spectra_of(modules: Sequence[Weights], *, device: str, single: bool | None =
     """Yield the spectra of modules; those of one shape that follow each other are one batch. Arguments as above."""
     low = not _has_fast_float64(device) if single is None else single
     with ThreadPoolExecutor(cpu_count()) as threads:
-        for batch in _batches(modules):
+        for batch in _batches(modules, _most_bytes(device)):
             for weights, made in zip(batch, _products(batch, torch.device(device), single=low), strict=True):
                 yield _finish(weights, made, threads)
 
 
-def _batches(modules: Sequence[Weights]) -> Iterator[list[Weights]]:
+def _most_bytes(device: str) -> int:
+    """Return how many bytes of float64 weights the device takes at once."""
+    if not device.startswith("cuda"):
+        return BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(BATCH, free // ROOM)
+
+
+def _batches(modules: Sequence[Weights], most: int) -> Iterator[list[Weights]]:
     def kind(w: Weights) -> tuple[object, ...]:
-        return w.q.shape, w.k.shape, w.gain_q is None, w.gain_k is None
+        return w.q.shape, w.k.shape, w.gain_q is None, w.gain_k is None, w.eigenvalues
 
     for _, alike in groupby(modules, key=kind):
         batch: list[Weights] = []
         for weights in alike:
             batch.append(weights)
-            if len(batch) * 8 * (weights.q.size + weights.k.size) >= BATCH:
+            if (len(batch) + 1) * 8 * (weights.q.size + weights.k.size) > most:
                 yield batch
                 batch = []
         if batch:
@@ -82,20 +91,21 @@ def _products(batch: Sequence[Weights], device: torch.device, *, single: bool) -
     q = torch.stack([_units(w.q, w.size_q, device, dtype) for w in batch])  # (modules, heads, d_q, d)
     k = torch.stack([_units(w.k, w.size_k, device, dtype) for w in batch])
     gram_q, gram_k = _times(q, q), _times(k, k)
-    spread = k.repeat_interleave(group, dim=1)
     zeros = np.zeros((len(batch), heads))
     cross, trace = np.zeros(gram_q.shape), zeros
+    if first.square and (first.eigenvalues or single):  # in float32 the trace needs the cross product's care
+        cross = _times(k.repeat_interleave(group, dim=1), q)
     if first.square:
-        cross = _times(spread, q)
-        trace = np.trace(cross, axis1=2, axis2=3) if single else _numpy((q * spread).sum(dim=(2, 3)))
+        trace = np.trace(cross, axis1=2, axis2=3) if single else _dots(q, k)
     gained, gained_trace = zeros, zeros
     if first.gain_q is not None or first.gain_k is not None:
         gain_q, size_q = _gains([w.gain_q for w in batch], q)
         gain_k, size_k = _gains([w.gain_k for w in batch], k)
-        folded = _times(q * gain_q, q * gain_q) * np.repeat(_times(k * gain_k, k * gain_k), group, axis=1)
+        q, k = q * gain_q, k * gain_k
+        folded = _times(q, q) * np.repeat(_times(k, k), group, axis=1)
         gained = np.sqrt(np.maximum(folded.sum(axis=(2, 3)), 0.0)) * size_q * size_k
         if first.square:
-            gained_trace = _numpy((q * gain_q * spread * gain_k).sum(dim=(2, 3))) * size_q * size_k
+            gained_trace = _dots(q, k) * size_q * size_k
     yield from (Products(*parts) for parts in zip(gram_q, gram_k, cross, trace, gained, gained_trace, strict=True))
 
 
@@ -116,6 +126,12 @@ def _gains(gains: Sequence[Array | None], like: Tensor) -> tuple[Tensor, F64]:
     sizes = np.array([size_of(gain) for gain in plain])
     unit = np.stack(plain) / sizes[:, None]
     return torch.from_numpy(unit).to(like.dtype).to(like.device)[:, None, None, :], sizes[:, None]
+
+
+def _dots(q: Tensor, k: Tensor) -> F64:
+    """Return the sum over elements of W_q∘W_k, (modules, heads), each key head taken for its group."""
+    grouped = q.reshape(len(q), k.shape[1], -1, *q.shape[2:])
+    return _numpy((grouped * k[:, :, None]).sum(dim=(3, 4)).flatten(1))
 
 
 def _times(a: Tensor, b: Tensor) -> F64:
@@ -144,7 +160,7 @@ def _finish(weights: Weights, made: Products, threads: ThreadPoolExecutor) -> Sp
     def one(g: int) -> Spectra:
         h, at = slice(g * group, (g + 1) * group), slice(g, g + 1)
         gains = weights.gain_q, weights.gain_k
-        part = Weights(weights.q[h], weights.k[at], weights.size_q[h], weights.size_k[at], *gains)
+        part = Weights(weights.q[h], weights.k[at], weights.size_q[h], weights.size_k[at], *gains, weights.eigenvalues)
         of_heads = (x[h] for x in (made.cross, made.trace, made.gained, made.gained_trace))
         return finish(part, Products(made.gram_q[h], made.gram_k[at], *of_heads))
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,27 @@ def test_modules_of_one_shape_are_one_batch_and_come_in_order():
     found = list(spectrum_torch.spectra_of(modules, device="cpu"))
     for weights, spectra in zip(modules, found, strict=True):
         np.testing.assert_allclose(spectra.sigma, spectrum.singular_values(weights.q, weights.k), rtol=1e-10)
+
+
+def test_eigenvalues_are_computed_only_where_they_are_wanted():
+    q, k = draw(0, 4, 2, 6, 30)
+    weights = Weights.of(q, k, np.full(30, 2.0), None)
+    for single in (False, True):
+        with_, without = (
+            next(spectrum_torch.spectra_of([replace(weights, eigenvalues=wanted)], device="cpu", single=single))
+            for wanted in (True, False)
+        )
+        assert np.isfinite(with_.eigenvalues).all()
+        assert np.isnan(without.eigenvalues).all()
+        for name in ("sigma", "trace", "gained", "gained_trace"):
+            np.testing.assert_array_equal(getattr(with_, name), getattr(without, name))
+
+
+def test_a_small_device_takes_fewer_modules_at_once(monkeypatch):
+    weights = [Weights.of(*draw(seed, 2, 1, 4, 10)) for seed in range(5)]
+    monkeypatch.setattr(spectrum_torch, "BATCH", 2 * 8 * (weights[0].q.size + weights[0].k.size))
+    assert [len(batch) for batch in spectrum_torch._batches(weights, spectrum_torch._most_bytes("cpu"))] == [2, 2, 1]
+    assert [len(batch) for batch in spectrum_torch._batches(weights, 1)] == [1] * 5
 
 
 @pytest.mark.parametrize("single", [False, True])
