@@ -25,8 +25,8 @@ def say(capsys, *arguments, code=0):
 
 @pytest.fixture
 def short(tmp_path):
-    """A run of four checkpoints: sound, sound, warned, lost."""
-    for step in ("000000", "000020", "000040", "000060"):
+    """A run of five checkpoints: sound, sound, warned, warned, lost."""
+    for step in ("000000", "000020", "000040", "000060", "000200"):
         shutil.copytree(Path(LOST) / f"step-{step}", tmp_path / "run" / f"step-{step}")
     return tmp_path / "run"
 
@@ -42,9 +42,9 @@ def test_watch_ends_at_the_verdict_that_it_waits_for(short, capsys):
 def test_watch_ends_when_nothing_comes_any_more(short, capsys):
     out = say(capsys, "watch", short, "--every", "0.1", "--until-idle", "0.3", "--format", "json").splitlines()
     moments = [json.loads(line) for line in out]
-    assert [m["step"] for m in moments] == [0, 20, 40, 60]
+    assert [m["step"] for m in moments] == [0, 20, 40, 60, 200]
     assert moments[-1]["verdict"] == "lost"
-    assert moments[-1]["counts"]["malignant"] == 5
+    assert moments[-1]["counts"]["malignant"] == 8
     assert {"module", "head", "before", "after"} == set(moments[-1]["turns"][0])
 
 
@@ -58,7 +58,7 @@ def test_an_alert_is_run_without_a_shell_and_told_the_facts(short, tmp_path, cap
     command = f"{sys.executable} {script} '$(touch {tmp_path / 'shell'})' ;"
     say(capsys, "watch", short, "--every", "0.1", "--until-verdict", "lost", "--on-alert", command)
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
-    assert [facts["QKSPEC_STEP"] for _, facts in told] == ["40", "60"]
+    assert [facts["QKSPEC_STEP"] for _, facts in told] == ["40", "60", "200"]
     assert told[0][0] == [f"$(touch {tmp_path / 'shell'})", ";"]
     assert not (tmp_path / "shell").exists()
     assert told[0][1]["QKSPEC_VERDICT"] == "warned"
