@@ -11,6 +11,7 @@ from qkspec.checkpoints.formats import SAFETENSORS, Opened, Place, find_place, o
 from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.renamed import without_wrappers
 from qkspec.checkpoints.scaled import unscaled
+from qkspec.checkpoints.stacked import unstacked
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import CheckpointError
 
@@ -45,7 +46,7 @@ class Source:
             config = _config(
                 opened, place.folder, *(() if place.folder.path == self.folder.path else (self.folder.again(),))
             )
-            store = unscaled(without_wrappers(opened.store), config, self.path)
+            store = unscaled(unstacked(without_wrappers(opened.store)), config, self.path)
         except BaseException:
             opened.store.close()
             raise

@@ -171,6 +171,7 @@ class Layout:
             None that shapes tell.
         head_ratio: config key by which the stated count of heads is divided (ConvBERT).
         heads_at: pattern of a tensor beside the weights, and its axis whose length is the count of heads.
+        head_width: the width of a head where nothing tells their count and the code that wrote the file fixes it.
         when: config facts that must hold for this row ("multi_query": True),
             a missing key reading as None; a tuple holds
             every value that will do.
@@ -199,6 +200,7 @@ class Layout:
     head_dim: tuple[str, ...] = HEAD_DIM
     head_ratio: str | None = None
     heads_at: tuple[str, int] | None = None
+    head_width: int | None = None
     when: Mapping[str, object] = field(default_factory=dict)
     scale: ScaleRule = inverse_root
     norm: InputNorm | None = None

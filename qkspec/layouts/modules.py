@@ -107,6 +107,8 @@ class Finder:
                     f"{claim.path}: the config says {said} heads, the command line {asked}; leave that option out"
                 )
         heads = stated.heads or count_of_heads(claim, self.names, self.store) or self.heads
+        if heads is None and row.head_width is not None and shapes[0][1] % row.head_width == 0:
+            heads = shapes[0][1] // row.head_width
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 

@@ -27,7 +27,8 @@ TORCH = Layout("torch.nn.MultiheadAttention", (), Fused("in_proj_weight"), biase
 CLIP = replace(
     TORCH, name="clip (original)", weights=Fused("transformer.resblocks.{}.attn.in_proj_weight"), causal=True,
     biases=("transformer.resblocks.{}.attn.in_proj_bias",), norm=InputNorm("transformer.resblocks.{}.ln_1"),
-    block="text.self",
+    block="text.self", head_width=64,
+    remarks=("heads are 64 wide, as in every model of that code, unless --num-heads says how many there are",),
 )
 WHISPER = Layout(
     "whisper (original)", (), Separate("encoder.blocks.{}.attn.query", "encoder.blocks.{}.attn.key"), "encoder.self",

@@ -7,6 +7,7 @@ reference is its published way to split the projection, written out head by head
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from layouts.agree import check_layer, layers_of, pair_up
 from layouts.tiny import scramble
 
 from qkspec.checkpoints.memory import from_state_dict
+from qkspec.checkpoints.sequence import open_checkpoint
 from qkspec.errors import LayoutError
+from qkspec.layouts.find import plan
 
 torch = pytest.importorskip("torch")
 H, KV, D, WIDTH = 4, 2, 6, 20
@@ -160,6 +163,34 @@ def test_megatron_core(record_property: Any) -> None:
     record_property("architecture", "megatron-core")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("stacked", [False, True])
+def test_megatron_core_with_all_layers_in_one_tensor(stacked: bool, tmp_path: Path, record_property: Any) -> None:
+    """Directories of torch.distributed.checkpoint with and without an axis of layers; runs as above."""
+    import torch.distributed.checkpoint as dcp
+
+    layers, group = 3, H // KV
+    weights = [random((H + 2 * KV) * D, WIDTH) + i for i in range(layers)]
+    gains = [np.arange(WIDTH, dtype=np.float32) + i for i in range(layers)]
+    parts = {"linear_qkv.weight": weights, "linear_qkv.layer_norm_weight": gains}
+    if stacked:
+        tensors = {f"decoder.layers.self_attention.{name}": np.stack(parts[name]) for name in parts}
+    else:
+        tensors = {f"decoder.layers.{i}.self_attention.{name}": parts[name][i] for name in parts for i in range(layers)}
+    state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+    dcp.save(state | {"decoder.final_layernorm.weight": torch.ones(WIDTH)}, checkpoint_id=tmp_path, no_dist=True)
+    made = layers_of(open_checkpoint(tmp_path), num_heads=H, num_kv_heads=KV)
+    assert [layer.layer for layer in made] == [0, 1, 2]
+    for layer, w, gain in zip(made, weights, gains, strict=True):
+        for h in range(H):
+            np.testing.assert_array_equal(layer.q[h], rows(w, (h // group) * (group + 2) + h % group))
+        for g in range(KV):
+            np.testing.assert_array_equal(layer.k[g], rows(w, g * (group + 2) + group))
+        assert layer.q_input is not None
+        np.testing.assert_array_equal(layer.q_input.gain, gain)
+    record_property("architecture", f"megatron-core, {'stacked' if stacked else 'numbered'} layers")
+
+
 @pytest.mark.parametrize(
     ("model_type", "name", "config"),
     [
@@ -257,3 +288,15 @@ def test_clip_of_openai(record_property: Any) -> None:
         np.testing.assert_array_equal(layer.k[1], rows(w, H + 1))
         np.testing.assert_array_equal(layer.k_bias[1], rows(w, H + 1)[:, 0])
     record_property("architecture", "clip (original)")
+
+
+def test_towers_of_clip_have_heads_of_width_64() -> None:
+    """As its code has it: ``vision_heads = vision_width // 64``, ``transformer_heads = transformer_width // 64``."""
+    tensors = {
+        "visual.transformer.resblocks.0.attn.in_proj_weight": random(3 * 192, 192),
+        "transformer.resblocks.0.attn.in_proj_weight": random(3 * 128, 128),
+    }
+    found = plan(from_state_dict(tensors, {}))
+    assert {module.block: module.heads for module in found.modules} == {"vision.self": 3, "text.self": 2}
+    with pytest.raises(LayoutError, match="--num-heads"):
+        plan(from_state_dict({"transformer.resblocks.0.attn.in_proj_weight": random(3 * 96, 96)}, {}))
