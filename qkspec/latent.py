@@ -19,12 +19,11 @@ EPSILON = 1e-6  # of the norm, in every model that has one here
 def through(x: F32, factors: Factored) -> F32:
     """Return (heads, tokens, d_q): tokens (tokens, d) through both factors, the norm between them exact."""
     with np.errstate(over="ignore", invalid="ignore"):
-        latent = x @ np.asarray(factors.down, np.float32).T
+        latent: F32 = x @ np.asarray(factors.down, np.float32).T
         normed = latent[:, : len(factors.gain)]
         size = np.sqrt(np.mean(normed * normed, axis=1, keepdims=True) + EPSILON)
         latent[:, : len(factors.gain)] = normed / size * np.asarray(factors.gain, np.float32)
-        found: F32 = latent @ np.asarray(factors.up, np.float32).transpose(0, 2, 1)
-    return found
+        return np.asarray(latent @ np.asarray(factors.up, np.float32).transpose(0, 2, 1), np.float32)
 
 
 def logit_std(layer: QKLayer) -> F64:

@@ -47,7 +47,7 @@ class StackedStore(Store):
         stored, layer = self._places[name]
         if layer is None:
             return self._store.read(stored, rows)
-        whole = self._store.read(stored, slice(layer, layer + 1))[0]
+        whole: Array = self._store.read(stored, slice(layer, layer + 1))[0]
         return whole if rows is None else whole[rows]
 
     def close(self) -> None:

@@ -27,8 +27,8 @@ def roles(claim: Claim, names: Names, heads: int) -> dict[str, str]:
         if norm is not None and norm.at is not None and norm.kind != "none":
             found |= _norm(role, norm, claim, names)
     if isinstance(row.weights, Latent):
-        for role, pattern in (("q_latent_norm", row.weights.q_norm), ("kv_latent_norm", row.weights.kv_norm)):
-            found |= _first(role, _at(claim, pattern), GAINS, names) if pattern else {}
+        for role, at in (("q_latent_norm", row.weights.q_norm), ("kv_latent_norm", row.weights.kv_norm)):
+            found |= _first(role, _at(claim, at), GAINS, names) if at else {}
     if row.qk_norm is not None:
         for role, pattern in (("q_norm", row.qk_norm.q), ("k_norm", row.qk_norm.k)):
             found |= _qk_norm(role, pattern, claim, names, heads)
