@@ -185,13 +185,14 @@ def state_sentence(view: RunView) -> str:
     judged = len([row for row in view.last_rows() if view.verdict(int(row)) not in _UNSHARED])
     many, frozen = round(state.share * judged), round(state.frozen * judged)
     text = f"{many} of {judged} heads ({state.share:.0%}) concentrated and large at {view.at(-1)}"
-    of_these = f"{frozen} of them with κ ≥ {number(view.report.limits.certain)}"
+    certain = f"κ ≥ {number(view.report.limits.certain)}"
     if state.verdict == "lost":
-        return f"{text}, {of_these}; from {LOST:.0%} of these a run counts as lost"
+        share = f"{frozen} of {judged} heads ({state.frozen:.0%})"
+        return f"{share} concentrated and frozen ({certain}) at {view.at(-1)}; from {LOST:.0%} a run counts as lost"
     if state.verdict == "warned" and state.share < WARNED:
         return f"{text}; a malignant head alone is a warning"
     if state.verdict == "warned":
-        return f"{text}: a warning from {WARNED:.0%} on; {of_these}, from {LOST:.0%} of these it is lost"
+        return f"{text}, a warning from {WARNED:.0%}; frozen ({certain}) are {state.frozen:.0%}, lost from {LOST:.0%}"
     return text
 
 

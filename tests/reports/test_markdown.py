@@ -17,7 +17,7 @@ def rendered(report: Report) -> str:
 def test_it_says_the_same_as_the_terminal(two_runs: Report) -> None:
     html = rendered(two_runs)
     assert "<td><code>lost</code></td>" in html
-    assert "<strong>lost</strong>: 6 of 12 heads (50%) concentrated and large at step 160" in html
+    assert "<strong>lost</strong>: 6 of 12 heads (50%) concentrated and frozen (κ ≥ 1.00) at step 160" in html
     assert html.count("<strong>malignant</strong>") == 6
     assert "Skipped (1)" in html
 

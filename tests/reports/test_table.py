@@ -36,7 +36,7 @@ def test_it_says_what_a_tired_engineer_needs(two_runs: Report) -> None:
     text = shown(two_runs, 100)
     for part in (
         "6 checkpoints, steps 0 to 160", "12/12 heads in 3 layers", "LOST",
-        "6 of 12 heads (50%) concentrated and large at step 160",
+        "6 of 12 heads (50%) concentrated and frozen (κ ≥ 1.00) at step 160",
         "step 20: layer 2 head 0 turned malignant", "κ 0.582 ≥ 0.450", "worst heads at step 160",
         "6 malignant, 6 healthy",
         "SOUND", "no head was malignant at any checkpoint", "12 healthy",
