@@ -148,9 +148,10 @@ def spectra(
 
 def products(weights: Weights) -> Products:
     """Pass once over the weights. float32 weights of ordinary size are multiplied as they are where 1e-7 will do."""
-    heads, d_q, _ = weights.q.shape
+    heads, d_q, d = weights.q.shape
     made = Products(*(np.zeros((n, d_q, d_q)) for n in (heads, len(weights.k), heads)), *np.zeros((3, heads)))
-    rooms = _Rooms(*(_Room.for_panels(d_q) for _ in range(4)))
+    largest = d_q * min(PANEL, max(d, weights.k.shape[2]))
+    rooms = _Rooms(*(_Room.of(largest) for _ in range(4)))
     for g in np.flatnonzero(np.isfinite(weights.size_k)):
         _add_group(made, weights, rooms, int(g), np.flatnonzero(weights.good & (weights.owner == g)))
     return made
@@ -191,8 +192,8 @@ class _Room:
     single: NDArray[np.float32]
 
     @classmethod
-    def for_panels(cls, d_q: int) -> "_Room":
-        return cls(np.empty(d_q * PANEL), np.empty(d_q * PANEL, np.float32))
+    def of(cls, elements: int) -> "_Room":
+        return cls(np.empty(elements), np.empty(elements, np.float32))
 
     def like(self, part: Array) -> Array:
         """Return the memory as an array of the shape and dtype of ``part``."""
