@@ -142,7 +142,7 @@ DECODERS = (
     like_llama("apertus", norm=InputNorm("layers.{}.attention_layernorm", "rms")),
     like_llama("exaone4", "exaone4", norm=RAW, rotary=WINDOWED),
     like_llama("olmo", norm=InputNorm(None, "layer"), clamp="clip_qkv"),
-    like_llama("olmo2", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", norm=RAW, qk_norm=FULL),
+    like_llama("olmo2", "olmo2", "olmo3", "flex_olmo", norm=RAW, qk_norm=FULL),
     like_llama("olmoe", qk_norm=FULL, clamp="clip_qkv"),
     like_llama("minimax_m2", qk_norm=FULL),
     like_llama("cohere", norm=LN, rotary=ADJACENT, qk_norm=replace(PER_HEAD, kind="layer")),

@@ -13,7 +13,7 @@ BERT = Layout(
     ("bert", "bert-generation", "camembert", "roberta", "xlm-roberta", "data2vec-text", "electra", "ernie",
      "layoutlm", "markuplm", "roc_bert", "splinter", "dpr", "tapas", "visual_bert", "big_bird", "git", "ibert",
      "luke", "xmod", "chinese_clip_text_model", "clap_text_model", "align_text_model", "blip_text_model", "lilt",
-     "longformer", "bridgetower_text_model"),
+     "longformer", "bridgetower_text_model", "altclip_text_model"),
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"),
     full=True, kv_heads=(), head_dim=(), norm=POST, by_name=True,
 )

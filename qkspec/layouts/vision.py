@@ -77,6 +77,9 @@ VISION = (
     like(CLIP, "clip", "siglip_text_model", "siglip2_text_model", norm=InputNorm("encoder.layers.{}.layer_norm1")),
     like(CLIP, "clip", "clip_text_model", "clipseg_text_model", "metaclip_2_text_model", "xclip_text_model",
         "owlvit_text_model", "owlv2_text_model", "groupvit_text_model", causal=True),
+    # transformers 5 saves it under a name that only its text model should have
+    like(CLIP, "altclip", "altclip_vision_model", weights=Separate("encoder.layer.{}.self_attn.q_proj",
+        "encoder.layer.{}.self_attn.k_proj"), norm=InputNorm("encoder.layer.{}.layer_norm1")),
     like(CLIP, "siglip", "siglip_vision_model", "siglip2_vision_model", "phi4_multimodal_vision",
         weights=Fused("head.attention.in_proj_weight"),
         block="pool", biases=("head.attention.in_proj_bias",), norm=RAW, unknown=PROBE),

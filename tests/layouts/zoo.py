@@ -458,7 +458,6 @@ CASES = (
     Case("recurrent_gemma", {"num_hidden_layers": 3}),
     Case("granite4_vision_text", auto="Granite4VisionTextModel"),
     Case("granite_docling_text"),
-    Case("olmo_hybrid"),
     Case("jais2"),
     Case(
         "phi4_multimodal",
