@@ -143,8 +143,14 @@ def floor(layer):
 
 def layer_rows(name, layer, repeats, *, slow):
     """One module in memory: computing only."""
-    rows = [Row(name, "qkspec, every metric", cpu(lambda: metrics.measure(layer), repeats))]
-    rows.append(Row(name, "qkspec, spectra alone", cpu(lambda: metrics.folded_spectra(layer), repeats)))
+    rows = [
+        Row(
+            name,
+            "qkspec, all that --format json tells",
+            cpu(lambda: metrics.measure(layer, eigenvalues=False), repeats),
+        ),
+        Row(name, "qkspec, the eigenvalues of M too, as for heads.csv", cpu(lambda: metrics.measure(layer), repeats)),
+    ]
     rows.append(Row(name, "floor: σ's FLOPs at the GEMM rate", floor(layer)))
     for who, made in (
         ("TransformerLens FactoredMatrix.svd", transformer_lens),
