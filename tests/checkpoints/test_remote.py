@@ -88,7 +88,8 @@ def web(tmp_path: Path) -> Iterator[Web]:
             self.end_headers()
             if body:
                 state.sent += len(data)
-                self.wfile.write(data)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a reader may have had enough
+                    self.wfile.write(data)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}"
