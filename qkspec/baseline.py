@@ -89,7 +89,10 @@ class Bands:
                     if len(values) != max(len(steps), 1):
                         raise ValueError(f"{len(values)} bounds for {len(steps)} steps")
                     places[place] = values
-        return cls(str(document["name"]), steps, low, high, float(document["margin"]))
+        margin = float(document["margin"])
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin {margin}")
+        return cls(str(document["name"]), steps, low, high, margin)
 
     def limits(self, readings: Readings, metric: str) -> F64:
         """Return the limit of each row (rows,) for a metric, margin included; NaN where the baseline says nothing.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qkspec.attention import normalised
 from qkspec.checkpoints.store import Checkpoint, Store
+from qkspec.errors import CheckpointError
 from qkspec.qk import QKLayer
 
 F32 = NDArray[np.float32]
@@ -67,8 +68,13 @@ def positions(checkpoint: Checkpoint, layer: QKLayer) -> int | None:
     store, path = checkpoint.store, layer.name.split(".")
     found: dict[int, int] = {}
     for name in store.names():
-        shape = store.shape(name)
-        if _LEARNED.search(name) and len(shape) in (2, 3) and shape[-1] == layer.d_model and (1, *shape)[-3] == 1:
+        if not _LEARNED.search(name):
+            continue
+        try:
+            shape = store.shape(name)
+        except CheckpointError:  # of a shard that holds nothing of this module
+            continue
+        if len(shape) in (2, 3) and shape[-1] == layer.d_model and (1, *shape)[-3] == 1:
             shared = sum(
                 1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name.split("."), path, strict=False))
             )

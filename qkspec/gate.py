@@ -148,6 +148,7 @@ def _judge(
 ) -> NDArray[np.bool_]:
     """Hold the rows' verdicts to the policy; return which rows have a verdict that it forbids."""
     forbidden = policy.forbidden(readings)
+    unmapped = _unmapped(readings)
     for at, row in enumerate(rows.tolist()):
         verdict = report.verdicts[row]
         if verdict in forbidden[at]:
@@ -157,7 +158,20 @@ def _judge(
             found.failures.append(Failure(where(report, row), "verdict", verdict.value, limit, row))
         elif verdict is Verdict.UNJUDGED and forbidden[at] & UNKNOWN_IF_UNJUDGED:
             found.unmeasured.append(Failure(where(report, row), "verdict", None, "--fail-on", row))
+        elif unmapped[at] and verdict not in _WITHOUT_MAPS and forbidden[at] & UNKNOWN_IF_UNJUDGED:
+            found.unmeasured.append(Failure(where(report, row), "map of its inputs", None, "--fail-on", row))
     return np.array([bool(verdicts) for verdicts in forbidden], dtype=bool)
+
+
+_WITHOUT_MAPS = frozenset({Verdict.BROKEN, Verdict.DEAD, Verdict.NOT_APPLICABLE})
+
+
+def _unmapped(readings: Readings) -> NDArray[np.bool_]:
+    """Return which rows (rows,) lack the map of real or random inputs that --text or --activations asked for."""
+    asked = [f"{kind}_entropy" for kind in ("random", "measured") if f"{kind}_entropy" in readings.metrics]
+    if not asked:
+        return np.zeros(len(readings), dtype=bool)
+    return np.asarray(~np.logical_or.reduce([np.isfinite(readings.metric(name)) for name in asked]))
 
 
 def _runs(report: Report, policy: Policy, found: _Findings) -> None:

@@ -161,10 +161,10 @@ def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int],
     # What reads more of the checkpoint while a module is measured reads in turn: a store serves one thread.
     ahead = map if settings.embeddings or settings.runner is not None else one_ahead
     if settings.device == "cpu":
-        layers = ahead(lambda index: (index, _read(checkpoint, found, index)), modules)
+        layers = ahead(lambda index: (index, _read(checkpoint, found, index, settings)), modules)
         return [_part(checkpoint, index, layer, settings) for index, layer in layers]
     batches = ahead(
-        lambda batch: [(index, _read(checkpoint, found, index)) for index in batch], _batches(found, modules)
+        lambda batch: [(index, _read(checkpoint, found, index, settings)) for index in batch], _batches(found, modules)
     )
     return [part for batch in batches for part in _measure_on_device(checkpoint, batch, settings)]
 
@@ -222,11 +222,14 @@ def _measure_on_device(checkpoint: Checkpoint, batch: Sequence[tuple[int, Read]]
     ]
 
 
-def _read(checkpoint: Checkpoint, found: Plan, index: int) -> Read:
+def _read(checkpoint: Checkpoint, found: Plan, index: int, settings: Settings) -> Read:
+    """Read a module, and how long its rows are: here, since a store serves the thread that reads ahead."""
     try:
-        return read(checkpoint, found, found.modules[index])
+        layer = read(checkpoint, found, found.modules[index])
+        context = layer.context or settings.context or embeddings.positions(checkpoint, layer)
     except QkspecError as error:
         return str(error)
+    return replace(layer, context=context)
 
 
 def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, spectra: Spectra | None = None) -> Part:
@@ -234,9 +237,7 @@ def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, s
         return Part(index, problem=layer)
     remarks = layer.remarks
     if layer.context is None:
-        layer = replace(layer, context=settings.context or embeddings.positions(checkpoint, layer))
-        if layer.context is None:
-            remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
+        remarks = (*remarks, f"context length not in the config: {DEFAULT_CONTEXT} tokens assumed for κ")
     if layer.unknown:
         remarks = (*remarks, f"not known: {', '.join(layer.unknown)}")
     values, sigma = metrics.measure(

@@ -140,6 +140,11 @@ class QKLayer:
             raise LayoutError(f"{self.name}: {self.kv_heads} key heads do not divide {self.heads} query heads")
         if self.q.shape[1] != self.k.shape[1]:
             raise LayoutError(f"{self.name}: query heads are {self.q.shape[1]} wide, key heads {self.k.shape[1]}")
+        for norm, weight in ((self.q_input, self.q), (self.k_input, self.k)):
+            for part in (None, None) if norm is None else (norm.gain, norm.bias):
+                if part is not None and part.shape != weight.shape[2:]:
+                    width = weight.shape[2]
+                    raise LayoutError(f"{self.name}: its input norm has {part.size} entries for a width of {width}")
 
     @property
     def heads(self) -> int:

@@ -7,6 +7,7 @@ q'k (ALiBi, biases by relative position) is left out, as in the predicted maps, 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,11 @@ _LEAST = 8  # tokens in a row
 _SEED = 0  # of random tokens: the same for every checkpoint
 _BYTES = 256  # a vocabulary of this size without a tokenizer is one of bytes
 _TEXT_BYTES = 1 << 16  # read of a text: no tokenizer makes fewer than one token of 32 bytes
+_DEPTH = re.compile(r"(layers?|blocks|depth)$")  # keys of a config that count layers
 _TRAINER, _MAX_JSON = "trainer_state.json", 1 << 26
 _TROUBLE = (
     ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, OSError, ImportError,
+    ArithmeticError, MemoryError,
 )  # fmt: skip
 
 
@@ -155,10 +158,16 @@ class TextRunner:
             raise _cannot(f"transformers {transformers.__version__} has no model_type {kind!r}")
         if "quantization_config" in checkpoint.config:
             raise _cannot("its weights are quantised")
-        config = CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+        _check_depth(checkpoint.config, len(checkpoint.store.names()))
         with _silent(transformers):
+            config = CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
             model, found = _class(transformers, config).from_pretrained(
-                None, config=config, state_dict=_state(checkpoint), dtype=torch.float32, output_loading_info=True
+                None,
+                config=config,
+                state_dict=_state(checkpoint),
+                dtype=torch.float32,
+                output_loading_info=True,
+                attn_implementation="eager",  # never a kernel that the config names: it would be fetched and loaded
             )
         _check_whole(sorted(found["missing_keys"]))
         model.eval()
@@ -267,6 +276,15 @@ class _silent:  # noqa: N801 - it reads as a statement
     def __exit__(self, *_: object) -> None:
         self._logging.set_verbosity(self._level)
         self._logging.enable_progress_bar()
+
+
+def _check_depth(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse a config that claims more layers than there are tensors, before anything of that size is built."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_depth(value, tensors)
+        elif _DEPTH.search(str(key)) and type(value) is int and value > tensors:
+            raise _cannot(f"its config says {key} = {value}, and there are {tensors} tensors")
 
 
 def _check_whole(missing: list[str]) -> None:

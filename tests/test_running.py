@@ -1,14 +1,17 @@
 """Models of checkpoints, run for their maps: against the attentions that transformers itself gives out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from qkspec.analysis import Settings, analyze
+from qkspec.checkpoints.sequence import open_checkpoint
 from qkspec.cli import main
 from qkspec.errors import InputError
+from qkspec.layouts.find import attention_layers
 from qkspec.metrics import MEASURED, RANDOM
 from qkspec.running import LENGTH, SEQUENCES, TextRunner
 
@@ -177,6 +180,35 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
     report = analyze([folder], Settings(runner=TextRunner("random")))
     assert np.isfinite(report.readings["random_entropy"]).all()
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("claim", [{"n_layer": 10_000_000}, {"n_embd": 0}, {"n_head": 0}])
+def test_a_config_that_claims_nonsense_is_a_remark(tmp_path, claim):
+    gpt2().save_pretrained(tmp_path / "model")
+    runner, checkpoint = TextRunner("random"), open_checkpoint(tmp_path / "model")
+    (layer, *_) = attention_layers(checkpoint)
+    with pytest.raises(InputError, match="cannot be run"):
+        runner(replace(checkpoint, config={**checkpoint.config, **claim}), layer)
+
+
+def test_no_kernel_that_a_config_names_is_looked_for(tmp_path):
+    gpt2().save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"attn_implementation": "nobody/kernel"}))
+    report = analyze([tmp_path / "model"], Settings(runner=TextRunner("random")))
+    assert np.isfinite(report.readings["random_entropy"]).all()
+
+
+def test_a_gate_does_not_pass_without_the_map_that_was_asked_for(tmp_path, capsys):
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model")
+    assert main(["gate", folder, "--fail-on", "malignant", "-q"]) == 0
+    assert main(["gate", folder, "--fail-on", "malignant", "--text", "random", "-q"]) == 3
+    told = capsys.readouterr()
+    assert "map of its inputs" in told.out + told.err
 
 
 def test_a_text_that_is_none(tmp_path):

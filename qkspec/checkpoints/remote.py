@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 from qkspec.checkpoints.config import CONFIGS, STATES
 from qkspec.checkpoints.files import MAX_ENTRIES, Blob, Folder
@@ -33,6 +35,8 @@ _WEB_NAMES = (
     *CONFIGS[:2],
     *STATES[:1],
 )
+MAX_PAGE = 4 << 20  # bytes of a web server's index page that are looked at
+_LINK = re.compile(r"""href=["']([^"'<>]{1,512})["']""", re.I)
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|th|index\.json)$", re.I)
 _PATIENT = ("s3", "hf")  # their clients try several times themselves
 # These file systems fetch a whole file to cut a range out of it, unless it is opened without a cache.
@@ -155,13 +159,14 @@ class WebFolder(RemoteFolder):
         """Return the weight files, and the folders whose names say a step, that an index page links to."""
         fs = _filesystem(_protocol(self.path))
         try:
-            found = _attempt(self.path, lambda: fs.ls(f"{self.path}/", detail=True))
+            page = _attempt(self.path, lambda: _beginning(fs, f"{self.path}/"))
         except _MissingError:
             return {}
+        links = dict.fromkeys(urljoin(f"{self.path}/", href) for href in _LINK.findall(page))
         inside = {
-            item["name"].removeprefix(f"{self.path}/").rstrip("/"): item["type"] == "directory"
-            for item in found[:MAX_ENTRIES]
-            if item["name"].startswith(f"{self.path}/")
+            link.removeprefix(f"{self.path}/").rstrip("/"): link.endswith("/")
+            for link in islice(links, MAX_ENTRIES)
+            if link.startswith(f"{self.path}/")
         }
         told = {name: folder for name, folder in inside.items() if not {"/", "?", "#"} & set(name)}
         return {name: folder for name, folder in told.items() if (says_step if folder else _WEIGHTS.search)(name)}
@@ -176,6 +181,12 @@ class WebFolder(RemoteFolder):
     def missing(self, names: Collection[str]) -> list[str]:  # noqa: ARG002
         """Return []: a shard that is not there shows when it is read."""
         return []
+
+
+def _beginning(fs: Any, url: str) -> str:
+    """Return the first MAX_PAGE bytes of a web page."""
+    with fs.open(url, "rb", block_size=0) as page:  # 0: as a stream, whatever size the server claims
+        return str(page.read(MAX_PAGE).decode("utf-8", "replace"))
 
 
 def locate(url: str) -> tuple[Folder, str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 
 from qkspec.checkpoints.store import Store
+from qkspec.errors import CheckpointError
 from qkspec.qk import Array
 
 _STACKED = re.compile(r"(.*\bdecoder\.layers)\.((?:self_attention|input_layernorm)\..+)")
@@ -21,13 +22,17 @@ class StackedStore(Store):
     def __init__(self, store: Store, layers: int) -> None:
         self.format, self._store = store.format, store
         self._places: dict[str, tuple[str, int | None]] = {}
-        for name in store.names():
+        held = frozenset(store.names())
+        for name in held:
             match = _STACKED.fullmatch(name)
             if match is None or store.shape(name)[:1] != (layers,):
                 self._places[name] = (name, None)
                 continue
             for layer in range(layers):
-                self._places[f"{match[1]}.{layer}.{match[2]}"] = (name, layer)
+                numbered = f"{match[1]}.{layer}.{match[2]}"
+                if numbered in held:
+                    raise CheckpointError(f"tensor {numbered[:80]!r} is there by itself and stacked; save it again")
+                self._places[numbered] = (name, layer)
 
     def names(self) -> Collection[str]:
         """Return the tensor names."""

@@ -22,9 +22,12 @@ CONTEXT = (
 def number(config: Config, *keys: str) -> float | None:
     """Return the first finite number under the dotted keys, or None."""
     value = look_up(config, keys)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def fixed(value: float) -> ScaleRule:

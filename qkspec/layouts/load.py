@@ -76,6 +76,10 @@ def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None
     roles, counts = module.roles, module.counts
     read = {role: store.read(roles[role]) for role in ("q", "q_b", "q_a", "kv_b", "kv_a") if role in roles}
     gains = {role: store.read(roles[role]).reshape(-1) for role in ("q_latent_norm", "kv_latent_norm") if role in roles}
+    widths = {"q_latent_norm": len(read["q_a"]) if "q_a" in read else None, "kv_latent_norm": read["kv_b"].shape[1]}
+    for role, width in widths.items():
+        if role in gains and width is not None and gains[role].size != width:
+            raise LayoutError(f"{module.name}: {roles[role]} has {gains[role].size} entries for a latent of {width}")
     q = latent_queries([read[role] for role in ("q", "q_b", "q_a") if role in read], counts)
     k = latent_keys(read["kv_b"], read["kv_a"], counts)
     q_factors = k_factors = None

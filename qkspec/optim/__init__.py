@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qkspec.optim.adamw2 import AdamW2
-    from qkspec.optim.observe import Observer, observe
+    from qkspec.optim.observer import Observer, observe
     from qkspec.optim.roles import Role
     from qkspec.optim.sigma_reparam import SigmaReparam, fold, reparametrize
 
@@ -16,8 +16,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 
 _HOMES = {
     "AdamW2": "qkspec.optim.adamw2",
-    "Observer": "qkspec.optim.observe",
-    "observe": "qkspec.optim.observe",
+    "Observer": "qkspec.optim.observer",
+    "observe": "qkspec.optim.observer",
     "Role": "qkspec.optim.roles",
     "SigmaReparam": "qkspec.optim.sigma_reparam",
     "fold": "qkspec.optim.sigma_reparam",

@@ -168,7 +168,8 @@ def truncate(
     floor = sizes * group["floor"]
     update, upper = norms.update / stretch, norms.upper / stretch
     limit = torch.maximum(norms.weight, floor) * tau
-    limit = limit / update if margin is None else limit * (1 - margin) / upper
+    least = torch.finfo(limit.dtype).tiny  # an update of zero has no limit, but where τ is 0 none may move
+    limit = limit / update.clamp_min(least) if margin is None else limit * (1 - margin) / upper.clamp_min(least)
     rate = group["lr"]  # what the host knows is filled in, not copied over: a copy would wait for the device
     if isinstance(rate, Tensor) and rate.device.type == "cpu":
         rate = rate.item()

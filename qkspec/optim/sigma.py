@@ -233,4 +233,13 @@ def schatten8(gram: Tensor) -> Tensor:
 
 def margin(dtype: torch.dtype) -> float:
     """Return the relative rounding error that a certified bound allows its norms, or a rate of a narrower type."""
-    return 1e-12 if dtype == torch.float64 else max(1e-5, torch.finfo(dtype).eps)
+    if dtype == torch.float64:
+        return 1e-12
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set for single back ends: suppose the roughest
+        precision = "medium"
+    return max(_ROUGH[precision], torch.finfo(dtype).eps)
+
+
+_ROUGH = {"highest": 1e-5, "high": 2e-3, "medium": 2e-2}  # TF32 rounds each factor to 10 bits, bfloat16 to 7

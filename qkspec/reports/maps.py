@@ -45,12 +45,15 @@ def read(path: Path, readings: Readings) -> Maps:
                     pictures[key] = file.get_tensor(MAP + name)
                 if ERROR + name in present:
                     errors[key] = file.get_tensor(ERROR + name)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({short(error)}); it is damaged, write the report again") from error
     shapes_hold = all(
         codes.dtype == np.uint8 and codes.ndim == 3 and codes.shape[1] == codes.shape[2] <= MAP_TOKENS
         for codes in pictures.values()
-    ) and all(one.dtype == np.float64 and one.ndim == 2 and len(one) == len(INDICES) for one in errors.values())
+    ) and all(
+        key in pictures and one.dtype == np.float64 and one.shape == (len(INDICES), len(pictures[key]))
+        for key, one in errors.items()
+    )
     if not shapes_hold or cell not in CELLS:
         raise InputError(f"{path}: holds tensors that are no pictures of maps; write the report again")
     return Maps(pictures, errors, cell, note)

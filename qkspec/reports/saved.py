@@ -51,7 +51,7 @@ def load(path: Path | str) -> Report:
         )
     try:
         return _assemble(path, document)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, UsageError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"{path}: report.json is damaged ({reason}); analyze again") from error
 
@@ -123,6 +123,8 @@ def _check(path: Path, readings: Readings, rows: int) -> None:
 def _facts(entry: Mapping[str, Any]) -> CheckpointFacts:
     known = {field.name for field in fields(CheckpointFacts)}
     values: dict[str, Any] = {name: value for name, value in entry.items() if name in known}
+    if not isinstance(values.get("step"), int | None):
+        raise ValueError("a step is no whole number")  # noqa: TRY004 - what is damaged, not what was passed
     return CheckpointFacts(**{**values, "remarks": tuple(str(remark) for remark in values.get("remarks", ()))})
 
 

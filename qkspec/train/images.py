@@ -69,13 +69,13 @@ class Images(Data):
 
 
 class Digits(Images):
-    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (extra "vision")."""
+    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (extra "images")."""
 
     def __init__(self, config: TrainConfig) -> None:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise UsageError('--data digits needs scikit-learn: pip install "qkspec[vision]"') from error
+            raise UsageError('--data digits needs scikit-learn: pip install "qkspec[images]"') from error
         if (config.image_size, config.channels) != (8, 1):
             raise UsageError("--data digits has images of 8 x 8 pixels and one channel: --image-size 8 --channels 1")
         if config.augment != "none":

@@ -104,7 +104,7 @@ def resolve_device(name: str, local: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
     return device
 
@@ -128,7 +128,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 def decays(name: str, weight: Tensor) -> bool:
     """Say whether a weight decays: matrices do, token embeddings too; vectors, the class token and positions do not."""
-    return weight.ndim > 1 and name.rpartition(".")[2] not in ("cls_token", "pos_embed", "relative_position_bias_table")
+    return weight.ndim > 1 and name.rpartition(".")[2] not in _FREE
+
+
+_FREE = ("cls_token", "pos_embed", "positional_encoding", "relative_position_bias_table", "scale")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

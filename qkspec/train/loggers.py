@@ -117,8 +117,12 @@ def _opened(name: str, folder: Path, config: TrainConfig) -> Logger:
     try:
         return dict(LOGGERS)[name](folder, config)
     except Exception as error:  # whatever a service's own package raises
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise UsageError(f"--log {name} cannot start ({reason}); mend that, then --resume {folder}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _without_failing(name: str, act: Callable[[], None]) -> bool:
@@ -126,7 +130,7 @@ def _without_failing(name: str, act: Callable[[], None]) -> bool:
     try:
         act()
     except Exception as error:  # noqa: BLE001 - a run of days must not end because a server did not answer
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"--log {name} failed ({reason}); the run goes on without it, and metrics.jsonl has every row")
         return False

@@ -106,8 +106,9 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
         _restore(lab, folder)
         with _writing(folder):
             for name in (METRICS, PROBES):
-                _truncate(folder / name, lab.step)
+                _truncate(folder / name, lab.step or -1)  # step 0 is yielded again
             maps.forget(folder, lab.step)
+            save.forget(folder, lab.step)
             save.write_json(folder / RUN, record(lab))
         yield from _write(lab, folder, stop)
 
@@ -182,11 +183,21 @@ def _restore(lab: Lab, folder: Path) -> None:
     lab.world.wait()  # nobody may publish before everybody has read
 
 
+def _examined(lab: Lab, step: Step) -> forensics.Evidence | None:
+    """Return what ``examine`` finds; None where it takes more memory than there is, or a solver gives up."""
+    try:
+        return forensics.examine(lab, step)
+    except RuntimeError:  # a run of days is worth more than the evidence of a spike
+        if lab.config.fsdp and lab.world.size > 1:
+            raise  # the other processes wait for this one's part
+        return None
+
+
 def _follow(lab: Lab, stop: Stop) -> Iterator[Step]:
     """Yield the steps of a process that does not write."""
     for step in train(lab):
         if lab.world.any(0, lab.device) or step.outcome != "ok":
-            forensics.examine(lab, step)
+            _examined(lab, step)
         ending = stop.agree(lab)
         if step.outcome != "ok" or ending or kept(lab.step, lab.config):
             save.take_part(lab)
@@ -206,15 +217,16 @@ def _write(lab: Lab, folder: Path, stop: Stop) -> Iterator[Step]:
             _show(lab, folder, step)
             crashed = step.outcome != "ok"
             alarming = lab.world.any(int(step.alarm is not None), lab.device)
-            evidence = forensics.examine(lab, step) if alarming else None
+            evidence = _examined(lab, step) if alarming else None
             ending = stop.agree(lab)
             if crashed or ending or kept(lab.step, lab.config):
                 with _writing(folder / METRICS):
                     os.fsync(metrics.fileno())  # every row before the checkpoint that relies on it
                 save.publish(lab, folder, step)
-            if evidence is not None:
+            if alarming:
                 for past, tensors in ring.past():
                     save.publish_past(lab, folder, past, tensors)
+            if evidence is not None:
                 with _writing(folder / forensics.name_of(step.step)):
                     forensics.keep(evidence, folder)
             yield step

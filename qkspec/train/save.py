@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qkspec.errors import CheckpointError, OutputError
+from qkspec.errors import CheckpointError, OutputError, QkspecError
 from qkspec.optim.sigma_reparam import fold
 from qkspec.train import state, stream
-from qkspec.train.config import TrainConfig
+from qkspec.train.config import TrainConfig, from_dict
 from qkspec.train.lab import Lab
 from qkspec.train.loop import Step
 from qkspec.train.models import registry
@@ -206,9 +206,25 @@ def _retire(config: TrainConfig, run: Path) -> None:
         return
     resumable = [(step, folder) for step, folder in checkpoints(run).items() if (folder / RESUME).is_file()]
     for step, folder in resumable[: -config.full_states]:
-        if kept(step, config):
+        if kept(step, config) or _was_due(step, folder):
             (folder / RESUME).unlink()
         else:
+            _remove(folder)
+
+
+def _was_due(step: int, folder: Path) -> bool:
+    """Say whether a checkpoint was due by the settings that it was written under; a resumed run may have others."""
+    try:
+        found = json.loads((folder / TRAINER).read_text(encoding="utf-8"))
+        return kept(step, from_dict(found["train_config"]))
+    except (OSError, ValueError, KeyError, TypeError, QkspecError):
+        return True  # what cannot be told is left where it is
+
+
+def forget(run: Path, step: int) -> None:
+    """Remove the checkpoints of steps after ``step``: the run goes on from there, perhaps on another course."""
+    for later, folder in checkpoints(run).items():
+        if later > step:
             _remove(folder)
 
 

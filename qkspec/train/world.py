@@ -33,7 +33,8 @@ class World:
         """Return the model whose backward pass averages gradients over the processes."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model)
+        # Else the sums are grouped anew after the first step, so that a resumed run would not add in the same order.
+        return DistributedDataParallel(model, find_unused_parameters=True)
 
     def divide(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
         """Divide a model's weights by rows among the processes, in place (FSDP2): each block is whole while it runs."""

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from qkspec.checkpoints import remote
+from qkspec.checkpoints.remote import MAX_PAGE
 from qkspec.checkpoints.sequence import find_runs, open_checkpoint
 from qkspec.errors import CheckpointError, InputError, UsageError
 
@@ -136,8 +137,9 @@ def test_a_web_folder_and_a_torch_file(web: Web) -> None:
 def test_a_web_servers_index_page_lists_its_checkpoints(web: Web) -> None:
     for step in (100, 20):
         model(web.root / f"run/step-{step}")
+    far = "x" * MAX_PAGE + '<a href="step-7/">x</a>'  # beyond what is looked at
     links = ("../", "step-100/", "step-20/", "notes/", "step-3/?sort=1", "https://elsewhere.example/step-9/", "a.css")
-    (web.root / "index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links))
+    (web.root / "index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links) + far)
     web.pages["/run/"] = "index.html"
     (run,) = find_runs([f"{web.url}/run/"])
     assert [(source.name, source.step) for source in run.sources] == [("step-20", 20), ("step-100", 100)]

@@ -5,6 +5,7 @@ import pytest
 
 from qkspec.checkpoints.memory import MemoryStore
 from qkspec.checkpoints.stacked import unstacked
+from qkspec.errors import CheckpointError
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 WEIGHTS = np.arange(3 * 8 * 4, dtype=np.float32).reshape(3, 8, 4)
@@ -35,6 +36,13 @@ def test_layers_have_names_of_their_own(prefix: str) -> None:
     np.testing.assert_array_equal(store.read(name), WEIGHTS[1])
     np.testing.assert_array_equal(store.read(name, slice(2, 5)), WEIGHTS[1, 2:5])
     np.testing.assert_array_equal(store.read(f"{prefix}decoder.layers.mlp.linear_fc1.weight"), WEIGHTS)
+
+
+def test_a_layer_that_is_there_twice_is_refused() -> None:
+    name = QKV.replace("layers.", "layers.1.")
+    for held in ({QKV: WEIGHTS, name: WEIGHTS[0]}, {name: WEIGHTS[0], QKV: WEIGHTS}):
+        with pytest.raises(CheckpointError, match="by itself and stacked"):
+            unstacked(MemoryStore(held))
 
 
 def test_other_checkpoints_stay_as_they_are() -> None:

@@ -68,6 +68,19 @@ def test_whatever_stands_in_front(prefix: str) -> None:
     assert f"{prefix}layers.0.input_layernorm.weight" in result.modules[0].tensors
 
 
+@pytest.mark.parametrize("size", [0, 1, 5, 99])
+def test_a_norm_of_another_width_is_refused(size: int) -> None:
+    tensors = llama() | {"model.layers.0.input_layernorm.weight": np.ones(size, np.float32)}
+    checkpoint = from_state_dict(tensors, LLAMA)
+    found = plan(checkpoint)
+    with pytest.raises(LayoutError, match="input norm has"):
+        read(checkpoint, found, found.modules[0])
+
+
+def test_a_number_of_hundreds_of_digits_is_none() -> None:
+    assert as_file(llama(), {**LLAMA, "max_position_embeddings": 10**400, "rope_theta": 10**400}).modules
+
+
 def test_wrappers_inside_names_are_seen_through() -> None:
     tensors = {name.replace("self_attn.", "self_attn._orig_mod."): value for name, value in llama().items()}
     result = as_file(tensors, LLAMA)

@@ -7,7 +7,7 @@ import torch
 from qkspec.errors import UsageError
 from qkspec.optim.adamw2 import AdamW2
 from qkspec.optim.direction import uses_fused
-from qkspec.optim.observe import observe
+from qkspec.optim.observer import observe
 from qkspec.optim.roles import Role
 from qkspec.optim.sigma import fresh, key
 
@@ -499,6 +499,18 @@ def test_tau_follows_a_schedule_as_lr_does(kind, batched):
         group["tau"] = bad
         with pytest.raises(UsageError, match="tau is the largest"):
             train(net, opt, 1, 9)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_at_tau_0_a_weight_without_gradient_does_not_decay(batched):
+    net = Net()
+    opt = AdamW2(net.named_parameters(), 0.1, weight_decay=0.1, batched=batched)
+    opt.param_groups[0]["tau"] = 0.0
+    before = net.up.weight.detach().clone()
+    for weight in net.parameters():
+        weight.grad = torch.zeros_like(weight)
+    opt.step()
+    assert torch.equal(net.up.weight, before)
 
 
 def test_a_group_that_is_refused_is_not_added():

@@ -65,7 +65,10 @@ def stepless(readings: Readings) -> Readings:
     return Readings({**readings.columns, "step": np.full(len(readings), NO_STEP, dtype=np.int64)})
 
 
-@pytest.mark.parametrize("damage", [{"steps": [1, 2]}, {"layers": [{}]}, {"steps": "x"}, {"margin": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [{"steps": [1, 2]}, {"layers": [{}]}, {"steps": "x"}, {"margin": None}, {"margin": math.nan}, {"steps": [10**20]}],
+)
 def test_damaged_bands_are_refused(one_run: Report, tmp_path: Path, damage: dict[str, object]) -> None:
     report = replace(one_run, bands=Bands.of(one_run.readings, "base"))
     out = write_directory(report, tmp_path / "out", formats=())
@@ -93,13 +96,14 @@ def assert_same_maps(a: Maps, b: Maps) -> None:
         assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("bad", ["dtype", "shape", "errors", "cell"])
+@pytest.mark.parametrize("bad", ["dtype", "shape", "errors", "heads", "cell"])
 def test_a_file_of_maps_that_holds_something_else_is_refused(with_maps: Report, tmp_path: Path, bad: str) -> None:
     key = next(iter(with_maps.maps.pictures))
     maps = {
         "dtype": lambda: Maps({key: np.zeros((4, 8, 8), np.float32)}),  # type: ignore[dict-item]
         "shape": lambda: Maps({key: np.zeros((4, 80, 80), np.uint8)}),
         "errors": lambda: Maps(with_maps.maps.pictures, {key: np.zeros(4)}),
+        "heads": lambda: Maps(with_maps.maps.pictures, {key: np.zeros((4, 1))}),
         "cell": lambda: replace(with_maps.maps, cell=7),
     }[bad]()
     out = write_directory(replace(with_maps, maps=maps), tmp_path / "out", formats=(Format.MAPS,))
@@ -286,6 +290,9 @@ def test_damage_is_refused(two_runs: Report, tmp_path: Path, name: str, damage: 
         lambda d: d.update(skipped=[]),
         lambda d: d.update(files={}),
         lambda d: d.update(rows=1),
+        lambda d: d.update(rows=float("1e999")),
+        lambda d: d["limits"].update(freezing=10**400),
+        lambda d: d["sources"][0].update(step=float("1e999")),
         lambda d: d.update(metrics=["sigma1", "no such"]),
         lambda d: d.update(metrics=7),
         lambda d: d.update(provenance=None),

@@ -195,7 +195,28 @@ def test_a_run_without_states_says_that_it_cannot_go_on(tiny: TrainConfig, tmp_p
 def test_a_finished_run_can_be_given_more_steps(tiny: TrainConfig, tmp_path: Path) -> None:
     list(runs.run(tiny, tmp_path / "run", Stop()))
     assert list(runs.resume(tmp_path / "run", Stop())) == []
+    due = set(save.checkpoints(tmp_path / "run"))
     assert [s.step for s in runs.resume(tmp_path / "run", Stop(), {"steps": 14})] == [13, 14]
+    more = {"steps": 40, "save_every": 1000}
+    list(runs.resume(tmp_path / "run", Stop(), more))
+    assert due <= set(save.checkpoints(tmp_path / "run")), "what was due when it was written stays"
+
+
+def test_a_run_killed_at_its_first_step_writes_it_once(tiny: TrainConfig, tmp_path: Path) -> None:
+    next(steps := runs.run(tiny, tmp_path / "run", Stop()))
+    steps.close()
+    list(runs.resume(tmp_path / "run", Stop()))
+    assert [row["step"] for row in save.lines(tmp_path / "run" / "metrics.jsonl")] == list(range(tiny.steps + 1))
+
+
+def test_checkpoints_of_a_course_that_was_left_do_not_stay(tiny: TrainConfig, tmp_path: Path) -> None:
+    list(runs.run(tiny, tmp_path / "run", Stop()))
+    newest = max(save.checkpoints(tmp_path / "run"))
+    (tmp_path / "run" / save.name_of(newest) / save.RESUME).unlink()
+    resumed = runs.resume(tmp_path / "run", Stop(), {"lr": 1e-4})
+    next(resumed)
+    resumed.close()
+    assert newest not in save.checkpoints(tmp_path / "run")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 
+import qkspec.optim
 from qkspec.errors import UsageError
 from qkspec.optim.adamw2 import AdamW2
-from qkspec.optim.observe import observe
+from qkspec.optim.observer import observe
 
 
 def net():
@@ -52,6 +53,19 @@ def test_it_sees_what_adamw2_would_cut():
     moved = torch.linalg.matrix_norm(before - a[0].weight.detach() - 3e-4 * before, 2).item()
     assert watch.readings()[0].sigma1_u == pytest.approx(moved / 3e-3, 0.05)
     assert watch.suggest_tau(1.0) == min(r.relative_step for r in watch.readings())
+
+
+def test_every_public_name_is_what_it_is_called():
+    named = {name: getattr(qkspec.optim, name) for name in qkspec.optim.__all__}
+    assert named.pop("REMEDIES")
+    assert all(callable(thing) for thing in named.values())
+
+
+def test_one_role_may_be_exempt():
+    opt = torch.optim.AdamW(net().parameters())
+    assert len(observe(opt, names=net().named_parameters(), exempt="vector").readings()) == len(
+        observe(opt, names=net().named_parameters(), exempt=("vector",)).readings()
+    )
 
 
 def test_detach_ends_it():

@@ -151,7 +151,7 @@ def observe(  # noqa: PLR0913  # AdamW2's settings, one by one as it takes them
     if not tau > 0 or every < 1 or block < 1:
         raise UsageError(f"observing needs tau above 0 and every and block of at least 1, not {tau}, {every}, {block}")
     given = {id(p): n for n, p in names or ()}
-    kinds = tuple(exempt)
+    kinds = (exempt,) if isinstance(exempt, str) else tuple(exempt)
     watched = []
     for g, group in enumerate(optimizer.param_groups):
         own = group.get("param_names") or [None] * len(group["params"])
