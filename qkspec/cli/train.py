@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001, FBT002 - the options are read by name from the context, and typer passes them by name
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,6 +197,8 @@ def train(
 
     Without options: a small GPT on Python's own sources, with AdamW² and no warmup, in a minute or two on a CPU.
     """
+    if "WORLD_SIZE" in os.environ:  # read when PyTorch is imported: DDP advises against the order of sums in world.py
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from qkspec.train.session import Request, conduct
 
     knobs = {_KNOB.get(name, name): value for name, value in context.params.items() if name not in _OURS}

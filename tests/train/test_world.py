@@ -65,8 +65,25 @@ with joined() as world:
 """
 
 
-def _torchrun(*command: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+_CUT = """
+import json, sys
+from pathlib import Path
+from qkspec.train import run as runs
+from qkspec.train.config import from_dict
+from qkspec.train.world import joined
+config, out = from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
+with joined() as world:
+    list(runs.run(config, out / "whole", runs.Stop()))
+    for step in runs.run(config, out / "cut", runs.Stop()):
+        if step.step == 5:
+            break
+    world.wait()
+    list(runs.resume(out / "cut", runs.Stop()))
+"""
+
+
+def _torchrun(*command: str, processes: int = 2) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
 
 
 def _environment() -> dict[str, str]:
@@ -103,6 +120,21 @@ def test_two_processes_give_the_run_of_one_and_resume(tiny: TrainConfig, tmp_pat
     again = _torchrun("-m", "qkspec", "train", "--resume", str(out), "--steps", "14", "-q")
     subprocess.run(again, env=_environment(), check=True, capture_output=True)
     assert [r["step"] for r in save.lines(out / "metrics.jsonl")] == list(range(15))
+
+
+def test_three_processes_resume_to_the_bit(tmp_path: Path) -> None:
+    """Of three numbers the order of the sum tells, and DDP would choose it anew after the first step."""
+    data = tmp_path / "text.txt"
+    data.write_text("A head that looks at one token only learns nothing of the others. " * 200, encoding="utf-8")
+    config = TrainConfig(
+        layers=4, context=16, batch=2, accumulate=3, steps=6, threads=1, eval_batches=3, data=str(data)
+    )
+    script = tmp_path / "script.py"
+    script.write_text(_CUT, encoding="utf-8")
+    command = _torchrun(str(script), json.dumps(config.as_dict()), str(tmp_path), processes=3)
+    subprocess.run(command, env=_environment(), check=True, capture_output=True)
+    whole, cut = ((tmp_path / n / "step-000006" / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
 
 
 def test_divided_weights_train_save_and_resume_as_whole_ones(tiny: TrainConfig, tmp_path: Path) -> None:
