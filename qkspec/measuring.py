@@ -253,7 +253,10 @@ def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, s
         values |= metrics.on_activations(layer, *given)
     if settings.runner is not None:
         try:
-            values |= settings.runner(checkpoint, layer)
+            run = settings.runner(checkpoint, layer)
+            values |= run
+            if not all(np.isfinite(run[name]).all() for name in run if name.endswith("_entropy")):
+                remarks = (*remarks, f"{layer.name}: its maps in a run of the model are not finite")
         except InputError as error:  # it is judged by what the weights alone predict
             remarks = (*remarks, str(error))
     return Part(index, values, sigma, layer.softmax and layer.qk_norm is None, remarks)

@@ -209,6 +209,8 @@ def test_a_gate_does_not_pass_without_the_map_that_was_asked_for(tmp_path, capsy
     assert main(["gate", folder, "--fail-on", "malignant", "--text", "random", "-q"]) == 3
     told = capsys.readouterr()
     assert "map of its inputs" in told.out + told.err
+    report = analyze([folder], Settings(runner=TextRunner("random")))
+    assert any("h.1.attn: its maps in a run" in remark for fact in report.checkpoints for remark in fact.remarks)
 
 
 def test_a_text_that_is_none(tmp_path):
