@@ -52,3 +52,17 @@ def table(layer, *, run="run", checkpoint="step-0", step=0, sizes=(1, 2, 4, 8)):
             **values,
         }
     )
+
+
+def gpt2_blocks(layers, d):
+    """Names and shapes of the weights of GPT-2's blocks, as torch.nn.Linear holds them."""
+    shapes = {}
+    for i in range(layers):
+        for name, shape in (
+            ("attn.c_attn", (3 * d, d)),
+            ("attn.c_proj", (d, d)),
+            ("mlp.c_fc", (4 * d, d)),
+            ("mlp.c_proj", (d, 4 * d)),
+        ):
+            shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[:1]}
+    return shapes

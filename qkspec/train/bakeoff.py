@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +140,8 @@ def _done(trial: Trial) -> bool:
 def write(entries: Sequence[Entry], base: TrainConfig, out: Path) -> None:
     """Write the table as CSV and Markdown and the figure; OutputError when the folder cannot be written."""
     try:
-        _replace(out / TABLE, _csv(entries))
-        _replace(out / MARKDOWN, markdown(entries, base))
+        save.write_text(out / TABLE, _csv(entries))
+        save.write_text(out / MARKDOWN, markdown(entries, base))
         _draw(entries, base, out / FIGURE)
     except OSError as error:
         raise OutputError(
@@ -205,15 +204,8 @@ def _draw(entries: Sequence[Entry], base: TrainConfig, path: Path) -> None:
     axes.set_title(f"{base.model}, {base.steps} steps, seed {base.seed}", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with save.whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 def rates_of(text: str) -> list[float]:

@@ -1,7 +1,6 @@
 """Pictures of attention maps while a model trains: stills and one animation, as P's figures 2 and 7."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkspec.train.probes import indices
+from qkspec.train.save import whole_file
 
 FOLDER, ANIMATION = "maps", "maps.gif"
 FRAMES = 200  # of an animation at most, evenly chosen
@@ -57,13 +57,8 @@ def still(maps: Mapping[str, Tensor], heads: Mapping[int, Sequence[int]], title:
 def save(page: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         page.save(partial, format="png")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def animate(folder: Path) -> Path | None:
@@ -77,10 +72,9 @@ def animate(folder: Path) -> Path | None:
     palette.putpalette([*_colours(230).flatten().tolist(), *_LOST, *greys])
     frames = [_opened(path).quantize(palette=palette, dither=Image.Dither.NONE) for path in chosen]
     target = folder / FOLDER / ANIMATION
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     times = [_TIME] * (len(frames) - 1) + [_LAST]
-    frames[0].save(partial, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    partial.replace(target)
+    with whole_file(target) as partial:
+        frames[0].save(partial, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return target
 
 

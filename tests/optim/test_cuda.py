@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 import torch
+from build import gpt2_blocks
 from torch.profiler import ProfilerActivity, profile
 
 from qkspec.optim.adamw2 import AdamW2
@@ -17,14 +18,7 @@ def gpt2(layers=12, d=768, vocabulary=50257, context=1024, dtype=torch.float32):
     """GPT-2's parameters on the GPU, by default those of 124M, with gradients."""
     gen = torch.Generator().manual_seed(0)
     shapes = {"wte.weight": (vocabulary, d), "wpe.weight": (context, d), "ln_f.weight": (d,)}
-    for i in range(layers):
-        for name, shape in (
-            ("attn.c_attn", (3 * d, d)),
-            ("attn.c_proj", (d, d)),
-            ("mlp.c_fc", (4 * d, d)),
-            ("mlp.c_proj", (d, 4 * d)),
-        ):
-            shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[:1]}
+    shapes |= gpt2_blocks(layers, d)
     named = {n: torch.nn.Parameter((0.02 * torch.randn(s, generator=gen)).to("cuda", dtype)) for n, s in shapes.items()}
     for p in named.values():
         p.grad = (1e-3 * torch.randn(p.shape, generator=gen)).to("cuda", dtype)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from build import gpt2_blocks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,14 +31,7 @@ class Count(TorchDispatchMode):
 
 def gpt2(layers=12, d=48):
     shapes = {"wte.weight": (500, d), "wpe.weight": (64, d)}
-    for i in range(layers):
-        for name, shape in (
-            ("attn.c_attn", (3 * d, d)),
-            ("attn.c_proj", (d, d)),
-            ("mlp.c_fc", (4 * d, d)),
-            ("mlp.c_proj", (d, 4 * d)),
-        ):
-            shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[:1]}
+    shapes |= gpt2_blocks(layers, d)
     named = {n: torch.nn.Parameter(torch.randn(s)) for n, s in shapes.items()}
     for p in named.values():
         p.grad = torch.randn_like(p)
