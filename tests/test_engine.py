@@ -84,10 +84,10 @@ def test_only_a_process_with_one_thread_is_copied(threads, kind, tmp_path):
 
 
 SLOW = """
-import sys, time, threading
+import os, sys, time, threading
 from qkspec import engine
 def slow(n):
-    print(__import__("os").getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # one write: two workers share this pipe, and an unbuffered print makes two
     time.sleep(60)
 if __name__ == "__main__":
     import signal
@@ -103,18 +103,20 @@ if __name__ == "__main__":
 def test_a_signal_leaves_no_child(number, threads, tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(script), threads], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )  # fmt: skip
-    workers = [int(child.stdout.readline()) for _ in range(2)]
-    started = time.monotonic()
-    child.send_signal(number)
-    child.wait(timeout=10)
-    while any(is_running(pid) for pid in workers) and time.monotonic() - started < 10:
-        time.sleep(0.05)
-    assert time.monotonic() - started < 5
-    child.stdout.close()
+    ) as child:  # fmt: skip
+        try:
+            workers = [int(child.stdout.readline()) for _ in range(2)]
+            started = time.monotonic()
+            child.send_signal(number)
+            child.wait(timeout=10)
+            while any(is_running(pid) for pid in workers) and time.monotonic() - started < 10:
+                time.sleep(0.05)
+            assert time.monotonic() - started < 5
+        finally:
+            child.kill()
 
 
 def is_running(pid):
