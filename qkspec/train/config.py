@@ -56,7 +56,7 @@ class TrainConfig:
     beta2: float = 0.95  # decay of the second moment, per step
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, times lr; matrices only
-    tau: float = 0.004  # AdamW²: the largest σ1(update)/σ1(weight) of one step
+    tau: float = 0.01  # AdamW²: the largest σ1(update)/σ1(weight) of one step
     clip: float = 0.0  # largest global gradient norm; 0 is no clipping
     # machine
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps

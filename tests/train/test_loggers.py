@@ -66,7 +66,7 @@ def test_mlflow_holds_every_loss(config: TrainConfig, tmp_path: Path, monkeypatc
         (found,) = client.search_runs([experiment.experiment_id])
         history = client.get_metric_history(found.info.run_id, "loss")
     assert {m.step: m.value for m in history} == pytest.approx(losses, rel=1e-5)
-    assert found.data.params["tau"] == "0.004"
+    assert found.data.params["tau"] == "0.01"
 
 
 def test_an_unknown_logger_or_a_missing_package_is_said_before_the_run() -> None:
