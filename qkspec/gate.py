@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from qkspec.analysis import Report
 from qkspec.baseline import Bands
 from qkspec.policy import Held, Policy
-from qkspec.readings import Readings
+from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import Verdict
 
 __all__ = ["Failure", "Outcome", "Policy", "check", "where"]
@@ -27,6 +27,8 @@ class Failure:
         value: None where it could not be measured; text where the rule is a verdict.
         limit: text where the rule is a verdict.
         row: of the report's readings, or -1 for a run.
+        head: "run module head h", the same at every checkpoint; "" for a run.
+        at: "step 40", or the checkpoint's name where it has no step; "" for a run.
     """
 
     where: str
@@ -34,15 +36,22 @@ class Failure:
     value: float | str | None
     limit: float | str
     row: int = -1
+    head: str = ""
+    at: str = ""
+
+    @property
+    def told(self) -> str:
+        """Rule, value and limit."""
+        limit = f"{self.limit:.6g}" if isinstance(self.limit, float) else self.limit
+        if self.value is None:
+            return f"{self.rule} could not be measured (limit {limit})"
+        shown = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        return f"{self.rule} {shown} (limit {limit})"
 
     @property
     def message(self) -> str:
         """One sentence for a log."""
-        limit = f"{self.limit:.6g}" if isinstance(self.limit, float) else self.limit
-        if self.value is None:
-            return f"{self.where}: {self.rule} could not be measured (limit {limit})"
-        shown = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
-        return f"{self.where}: {self.rule} {shown} (limit {limit})"
+        return f"{self.where}: {self.told}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,15 @@ def where(report: Report, row: int) -> str:
     return f"{r['run'][row]}/{r['checkpoint'][row]} {r['module'][row]} head {r['head'][row]}"
 
 
+def _of_head(report: Report, row: int, rule: str, value: float | str | None, limit: float | str) -> Failure:
+    """Return the failure of one row."""
+    r = report.readings
+    step = int(r["step"][row])
+    head = f"{r['run'][row]} {r['module'][row]} head {r['head'][row]}"
+    at = str(r["checkpoint"][row]) if step == NO_STEP else f"step {step}"
+    return Failure(where(report, row), rule, value, limit, row, head, at)
+
+
 def _hold(report: Report, readings: Readings, rows: NDArray[np.int64], rule: Held, found: _Findings) -> None:
     """Hold the rows of a table to one numeric rule."""
     values = readings.metric(rule.metric)
@@ -136,11 +154,11 @@ def _hold(report: Report, readings: Readings, rows: NDArray[np.int64], rule: Hel
         row, limit = int(rows[at]), float(rule.limits[at])
         verdict = report.verdicts[row]
         if verdict is Verdict.BROKEN:
-            found.failures.append(Failure(where(report, row), name, Verdict.BROKEN.value, limit, row))
+            found.failures.append(_of_head(report, row, name, Verdict.BROKEN.value, limit))
         elif not np.isnan(values[at]) and not np.isnan(limit):
-            found.failures.append(Failure(where(report, row), name, float(values[at]), limit, row))
+            found.failures.append(_of_head(report, row, name, float(values[at]), limit))
         elif verdict is not Verdict.DEAD:  # an all-zero head has no SEC, and cannot exceed one
-            found.unmeasured.append(Failure(where(report, row), name, None, limit, row))
+            found.unmeasured.append(_of_head(report, row, name, None, limit))
 
 
 def _judge(
@@ -152,14 +170,14 @@ def _judge(
     for at, row in enumerate(rows.tolist()):
         verdict = report.verdicts[row]
         if verdict in forbidden[at]:
-            found.failures.append(Failure(where(report, row), "verdict", verdict.value, "--fail-on", row))
+            found.failures.append(_of_head(report, row, "verdict", verdict.value, "--fail-on"))
         elif verdict is Verdict.BROKEN and not policy.rules:
             limit = "weights must be finite"
-            found.failures.append(Failure(where(report, row), "verdict", verdict.value, limit, row))
+            found.failures.append(_of_head(report, row, "verdict", verdict.value, limit))
         elif verdict is Verdict.UNJUDGED and forbidden[at] & UNKNOWN_IF_UNJUDGED:
-            found.unmeasured.append(Failure(where(report, row), "verdict", None, "--fail-on", row))
+            found.unmeasured.append(_of_head(report, row, "verdict", None, "--fail-on"))
         elif unmapped[at] and verdict not in _WITHOUT_MAPS and forbidden[at] & UNKNOWN_IF_UNJUDGED:
-            found.unmeasured.append(Failure(where(report, row), "map of its inputs", None, "--fail-on", row))
+            found.unmeasured.append(_of_head(report, row, "map of its inputs", None, "--fail-on"))
     return np.array([bool(verdicts) for verdicts in forbidden], dtype=bool)
 
 

@@ -109,7 +109,9 @@ def test_a_head_narrower_than_s_is_not_measured():
 def test_a_collapsed_head_is_named(healthy, collapsed):
     found = check(report(healthy, collapsed), Policy(fail_on=frozenset({Verdict.MALIGNANT})))
     assert found.exit_code == 1
-    assert found.failures == (Failure("run/step-9 h.0.attn head 0", "verdict", "malignant", "--fail-on", row=4),)
+    assert found.failures == (
+        Failure("run/step-9 h.0.attn head 0", "verdict", "malignant", "--fail-on", 4, "run h.0.attn head 0", "step 9"),
+    )
     assert check(report(healthy), Policy(fail_on=frozenset({Verdict.MALIGNANT}))).exit_code == 0
 
 

@@ -1,9 +1,10 @@
 """``qkspec explain``: a metric, verdict, flag, threshold or gate setting: what it is and where it comes from."""
 
-import sys
 from typing import Annotated
 
 import typer
+
+from qkspec.cli.lines import show
 
 
 def explain(
@@ -28,21 +29,7 @@ def explain(
 
         near = get_close_matches(key, entries, n=3)
         raise UsageError(f"no term {term!r}; " + (f"near: {', '.join(near)}" if near else "qkspec explain lists them"))
-    print("\n".join(fitted(line, hang) for line in lines))  # noqa: T201 - the command's result
-
-
-def fitted(line: str, hang: int) -> str:
-    """Return a line broken to the terminal's width, its further lines indented; whole where stdout is no terminal."""
-    from shutil import get_terminal_size
-    from textwrap import fill
-
-    from qkspec.reports.glyphs import Glyphs
-
-    text = Glyphs((sys.stdout.encoding or "").lower().startswith("utf")).say(line)
-    if not sys.stdout.isatty():
-        return text
-    width = max(min(get_terminal_size().columns, 120), 40)
-    return fill(text, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
+    show(lines, hang)
 
 
 ALIASES = {

@@ -1,13 +1,15 @@
 """``qkspec gate``: hold checkpoints, or a saved report, against thresholds."""
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from qkspec.clean import clean
+from qkspec.cli.lines import show
 from qkspec.cli.options import (
     MAPS,
     MODEL,
@@ -15,6 +17,7 @@ from qkspec.cli.options import (
     WORK,
     Baseline,
     Flags,
+    Lines,
     Margin,
     NoProgress,
     Paths,
@@ -24,13 +27,13 @@ from qkspec.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from qkspec.analysis import Report
-    from qkspec.gate import Outcome
+    from qkspec.gate import Failure, Outcome
     from qkspec.policy import Policy
 
-SHOWN = 20
+SHOWN, LEAST = 20, 4  # lines of a kind, and of each rule if there are many
 
 
 @takes("revisions", *MODEL, *VERDICT, *MAPS, *WORK)
@@ -69,6 +72,7 @@ def gate(
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     sarif: Annotated[Path | None, typer.Option("--sarif", help="Write SARIF here.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a summary in Markdown here.")] = None,
+    output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
     baseline: Baseline = None,
     margin: Margin = None,
     quiet: Quiet = False,
@@ -82,6 +86,7 @@ def gate(
     from qkspec.cli.measuring import load_bands, measure
     from qkspec.cli.settings import load_file, load_policy
     from qkspec.gate import check
+    from qkspec.reports.crossings import document
 
     table, where = load_file()
     written = {"gate": load_policy(policy_file)} if policy_file is not None else table
@@ -96,7 +101,12 @@ def gate(
     report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, verbose=verbose, s=size)
     outcome = check(report, rules, bands)
     write_files(report, outcome, junit=junit, sarif=sarif, markdown=markdown)
-    show(outcome, rules)
+    annotate(outcome, sys.stderr if output_format is Lines.JSON else sys.stdout)
+    if output_format is Lines.JSON:
+        json.dump(document(outcome), sys.stdout, indent=1, allow_nan=False)
+        print()  # noqa: T201 - ends the last line
+    else:
+        show(clean(line, limit=1000) for line in lines(outcome, rules))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -124,7 +134,7 @@ def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -
 def write_files(
     report: "Report", outcome: "Outcome", *, junit: Path | None, sarif: Path | None, markdown: Path | None
 ) -> None:
-    """Write the files that were asked for, and annotations where GitHub runs this."""
+    """Write the files that were asked for."""
     from qkspec.reports import github
     from qkspec.reports import junit as junit_file
     from qkspec.reports import sarif as sarif_file
@@ -139,27 +149,47 @@ def write_files(
     if markdown is not None:
         with whole_file(markdown) as out:
             github.write_markdown(outcome, out)
+
+
+def annotate(outcome: "Outcome", out: TextIO) -> None:
+    """Print annotations where GitHub runs this: it reads them from either stream."""
+    from qkspec.reports import github
+
     if github.runs_here(os.environ):
         for line in github.annotations(outcome):
-            print(line, file=sys.stdout)  # noqa: T201 - workflow commands are read from stdout
+            print(line, file=out)
 
 
-def show(outcome: "Outcome", rules: "Policy") -> None:
-    """Print each failure on a line of stdout, and the result."""
-    lines = [f"FAIL {failure.message}" for failure in outcome.failures[:SHOWN]]
-    if len(outcome.failures) > SHOWN:
-        lines.append(f"... and {len(outcome.failures) - SHOWN} more")
-    lines += [f"UNMEASURED {failure.message}" for failure in outcome.unmeasured[:SHOWN]]
-    if len(outcome.unmeasured) > SHOWN:
-        lines.append(f"... and {len(outcome.unmeasured) - SHOWN} more")
-    lines += [f"SKIPPED {where}: {reason}" for where, reason in outcome.skipped.items()]
-    lines += [f"ASSUMED {warning}" for warning in outcome.warnings if outcome.strict]
+def lines(outcome: "Outcome", rules: "Policy") -> "Iterator[str]":
+    """Yield what a gate found: a line for each rule and head, what could not be told, and the result."""
+    from qkspec.reports.crossings import WORDS, counted
+
+    yield from _told("FAIL", outcome.failures)
+    yield from _told("UNMEASURED", outcome.unmeasured)
+    yield from _some([f"SKIPPED {where}: {reason}" for where, reason in outcome.skipped.items()], SHOWN, "skipped")
+    yield from (f"ASSUMED {warning}" for warning in outcome.warnings if outcome.strict)
     said = [f"{rule} {limit:g}" for rule, _, limit in rules.rules]
     said += [] if rules.max_share is None else [f"--max-share {rules.max_share:g}"]
     said += [f"--baseline {rules.baseline}"] if rules.baseline else []
     said += [f"{len(rules.layer)} overrides for layers"] if rules.layer else []
     said += [f"--fail-on {verdict.value.replace(' ', '-')}" for verdict in sorted(rules.fail_on, key=lambda v: v.value)]
-    word = {0: "passed", 1: "failed", 3: "not proven"}[outcome.exit_code]
-    lines.append(f"gate {word}: {outcome.heads} head readings held to {', '.join(said)}")
-    for line in lines:
-        print(clean(line, limit=1000), file=sys.stdout)  # noqa: T201 - the command's result
+    result = f"gate {WORDS[outcome.exit_code]}: {outcome.heads} head readings held to {', '.join(said)}"
+    found = counted(outcome)
+    yield f"{result}: {found}" if found else result
+
+
+def _told(word: str, found: "Sequence[Failure]") -> "Iterator[str]":
+    """Yield failures put together by rule and head, of each rule its share of the room."""
+    from qkspec.reports.crossings import crossings
+
+    by_rule: dict[str, list[str]] = {}
+    for crossing in crossings(found):
+        by_rule.setdefault(crossing.rule, []).append(f"{word} {crossing.message}")
+    for rule, said in by_rule.items():
+        yield from _some(said, max(SHOWN // len(by_rule), LEAST), f"heads: {rule}")
+
+
+def _some(said: "Sequence[str]", most: int, what: str) -> "Iterator[str]":
+    yield from said[:most]
+    if len(said) > most:
+        yield f"... and {len(said) - most} more {what} (--format json lists them)"

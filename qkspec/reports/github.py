@@ -1,13 +1,14 @@
 """What a gate tells GitHub: workflow commands that become annotations, and Markdown for a summary or a comment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from qkspec.clean import clean
-from qkspec.gate import Failure, Outcome
+from qkspec.gate import Outcome
+from qkspec.reports.crossings import WORDS, Crossing, counted, crossings
 from qkspec.reports.markdown import code, inert, table
 
-MAX_ANNOTATIONS = 10  # GitHub shows ten errors a step
+MAX_ANNOTATIONS = 10  # GitHub shows ten errors and ten warnings a step
 MAX_ROWS = 50
 
 
@@ -17,18 +18,29 @@ def runs_here(environment: Mapping[str, str]) -> bool:
 
 
 def annotations(outcome: Outcome) -> Iterator[str]:
-    """Yield workflow commands, one line each: thresholds crossed, values not measured, inputs skipped."""
-    for failure in outcome.failures[:MAX_ANNOTATIONS]:
-        yield command("error", f"qkspec gate: {failure.rule}", failure.message)
-    if len(outcome.failures) > MAX_ANNOTATIONS:
-        yield command("error", "qkspec gate", f"{len(outcome.failures) - MAX_ANNOTATIONS} more thresholds crossed")
+    """Yield workflow commands, one line each: thresholds crossed, values not measured, inputs skipped.
+
+    Of a level there are at most MAX_ANNOTATIONS; where there is more to say, the last one counts it.
+    """
+    found: dict[str, list[tuple[str, str]]] = {"error": [], "warning": []}
     level = "error" if outcome.exit_code == 3 else "warning"
-    for failure in outcome.unmeasured[:MAX_ANNOTATIONS]:
-        yield command(level, f"qkspec gate: {failure.rule}", failure.message)
-    for where, reason in list(outcome.skipped.items())[:MAX_ANNOTATIONS]:
-        yield command("warning" if outcome.allow_skipped else level, "qkspec gate: skipped", f"{where}: {reason}")
     if not outcome.heads:
-        yield command("error", "qkspec gate", "no head was held to the policy, and nothing checked is no pass")
+        found["error"].append(("qkspec gate", "no head was held to the policy, and nothing checked is no pass"))
+    found["error"] += _titled(crossings(outcome.failures))
+    found[level] += _titled(crossings(outcome.unmeasured))
+    found["warning" if outcome.allow_skipped else level] += [
+        ("qkspec gate: skipped", f"{where}: {reason}") for where, reason in outcome.skipped.items()
+    ]
+    for kind, said in found.items():
+        shown = said if len(said) <= MAX_ANNOTATIONS else said[: MAX_ANNOTATIONS - 1]
+        for title, message in shown:
+            yield command(kind, title, message)
+        if len(shown) < len(said):
+            yield command(kind, "qkspec gate", f"{len(said) - len(shown)} more like these: see the job's log")
+
+
+def _titled(found: Iterable[Crossing]) -> list[tuple[str, str]]:
+    return [(f"qkspec gate: {crossing.rule}", crossing.message) for crossing in found]
 
 
 def command(level: str, title: str, message: str) -> str:
@@ -45,14 +57,14 @@ def write_markdown(outcome: Outcome, out: TextIO) -> None:
 
 def markdown(outcome: Outcome) -> Iterator[str]:
     """Yield what the gate found as Markdown, line by line."""
-    word = {0: "passed", 1: "failed", 3: "not proven"}[outcome.exit_code]
-    yield f"## qkspec gate: {word}"
+    yield f"## qkspec gate: {WORDS[outcome.exit_code]}"
     yield ""
-    counts = f"{len(outcome.failures)} thresholds crossed, {len(outcome.unmeasured)} values not measured"
-    yield f"{outcome.heads} head readings held to the policy; {counts}, {len(outcome.skipped)} inputs skipped."
+    crossed, unmeasured = crossings(outcome.failures), crossings(outcome.unmeasured)
+    found = counted(outcome)
+    yield f"{outcome.heads} head readings held to the policy{': ' if found else ''}{found}."
     yield ""
-    yield from _failures("Crossed", outcome.failures)
-    yield from _failures("Not measured", outcome.unmeasured)
+    yield from _table("Crossed", "worst value", crossed)
+    yield from _table("Not measured", "value", unmeasured)
     if outcome.skipped:
         yield from table(
             ("skipped", "because"), [[code(w), inert(r)] for w, r in list(outcome.skipped.items())[:MAX_ROWS]]
@@ -62,14 +74,22 @@ def markdown(outcome: Outcome) -> Iterator[str]:
         yield f"- assumed: {inert(warning)}"
 
 
-def _failures(heading: str, found: tuple[Failure, ...]) -> Iterator[str]:
+def _table(heading: str, value: str, found: Sequence[Crossing]) -> Iterator[str]:
     if not found:
         return
     yield f"### {heading}"
     yield ""
-    rows = [[code(f.where), code(f.rule), _shown(f.value), _shown(f.limit)] for f in found[:MAX_ROWS]]
-    yield from table(("where", "rule", "value", "limit"), rows)
+    rows = [
+        [code(c.where), code(c.rule), _shown(c.worst.value), _shown(c.worst.limit), _at(c), str(len(c.failures))]
+        for c in found[:MAX_ROWS]
+    ]
+    yield from table(("where", "rule", value, "limit", "first", "checkpoints"), rows)
     yield from _more(len(found))
+
+
+def _at(crossing: Crossing) -> str:
+    first = crossing.failures[0].at
+    return inert(first, 60) if first else "at the end"
 
 
 def _more(count: int) -> Iterator[str]:

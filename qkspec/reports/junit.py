@@ -1,15 +1,16 @@
-"""junit.xml of a gate: a test case for each threshold crossed, value not measured and input skipped, one for the rest.
+"""junit.xml of a gate: a test case for each rule that a head crossed or that could not be measured, and input skipped.
 
 Failures are thresholds crossed (exit code 1), errors are what could not be proven (exit code 3). Names are cleaned, so
 no character stands in the file that XML 1.0 does not allow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from qkspec.clean import clean
 from qkspec.gate import Failure, Outcome
+from qkspec.reports.crossings import crossings
 
 MAX_CASES = 1000  # of a kind; the rest is counted in one more case
 
@@ -48,11 +49,12 @@ def _cases(outcome: Outcome) -> Iterator[Element]:
         )
 
 
-def _some(found: tuple[Failure, ...], kind: str, what: str) -> Iterator[Element]:
-    for failure in found[:MAX_CASES]:
-        yield _case(failure.rule, failure.where, kind, failure.message)
-    if len(found) > MAX_CASES:
-        yield _case("gate", f"more {what}", kind, f"{len(found) - MAX_CASES} more {what}")
+def _some(found: Sequence[Failure], kind: str, what: str) -> Iterator[Element]:
+    together = crossings(found)
+    for crossing in together[:MAX_CASES]:
+        yield _case(crossing.rule, crossing.where, kind, crossing.message)
+    if len(together) > MAX_CASES:
+        yield _case("gate", f"more {what}", kind, f"{len(together) - MAX_CASES} more heads with {what}")
 
 
 def _case(group: str, name: str, kind: str = "", message: str = "") -> Element:

@@ -1,4 +1,7 @@
-"""report.sarif of a gate, SARIF 2.1.0: thresholds crossed as results, what could not be measured as warnings."""
+"""report.sarif of a gate, SARIF 2.1.0: a result for each rule that a head crossed, what was not measured as warnings.
+
+A result lies in the checkpoint at which its head first crossed the rule, and keeps its identity from run to run.
+"""
 
 import json
 import re
@@ -11,6 +14,7 @@ from urllib.parse import quote
 from qkspec.analysis import Report
 from qkspec.clean import clean
 from qkspec.gate import Failure, Outcome
+from qkspec.reports.crossings import Crossing, crossings
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 MAX_RESULTS = 5000  # code-scanning services refuse files with more than some thousands
@@ -26,8 +30,11 @@ def write(report: Report, outcome: Outcome, out: TextIO) -> None:
         outcome: what the gate found.
         out: an open text file.
     """
-    found = [*((f, "error") for f in outcome.failures), *((f, "warning") for f in outcome.unmeasured)]
-    rules = list(dict.fromkeys(rule_id(failure) for failure, _ in found))
+    found = [
+        *((c, "error") for c in crossings(outcome.failures)),
+        *((c, "warning") for c in crossings(outcome.unmeasured)),
+    ]
+    rules = list(dict.fromkeys(rule_id(crossing) for crossing, _ in found))
     paths = {(fact.run, fact.name): fact.path for fact in report.checkpoints}
     run: Json = {
         "tool": {
@@ -43,8 +50,8 @@ def write(report: Report, outcome: Outcome, out: TextIO) -> None:
         ],
         "columnKind": "unicodeCodePoints",
         "results": [
-            _result(failure, level, rules.index(rule_id(failure)), _path(report, failure, paths))
-            for failure, level in found[:MAX_RESULTS]
+            _result(crossing, level, rules.index(rule_id(crossing)), _path(report, crossing.failures[0], paths))
+            for crossing, level in found[:MAX_RESULTS]
         ],
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
@@ -52,18 +59,19 @@ def write(report: Report, outcome: Outcome, out: TextIO) -> None:
     out.write("\n")
 
 
-def rule_id(failure: Failure) -> str:
+def rule_id(crossing: Crossing) -> str:
     """Return a rule's name without blanks: "--max-sec sec_4" is "max-sec/sec_4"."""
-    return "/".join(re.findall(r"[\w.\-]+", clean(failure.rule).removeprefix("--"))) or "rule"
+    return "/".join(re.findall(r"[\w.\-]+", clean(crossing.rule).removeprefix("--"))) or "rule"
 
 
-def _result(failure: Failure, level: str, index: int, path: str) -> Json:
-    where = clean(failure.where)
+def _result(crossing: Crossing, level: str, index: int, path: str) -> Json:
+    where = clean(crossing.where)
+    first = crossing.failures[0]
     return {
-        "ruleId": rule_id(failure),
+        "ruleId": rule_id(crossing),
         "ruleIndex": index,
         "level": level,
-        "message": {"text": clean(failure.message, 1000)},
+        "message": {"text": clean(crossing.message, 1000)},
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": uri(path)}, "region": {"startLine": 1}},
@@ -71,7 +79,7 @@ def _result(failure: Failure, level: str, index: int, path: str) -> Json:
             }
         ],
         "partialFingerprints": {
-            "qkspec/v1": sha256(f"{failure.where}\0{failure.rule}".encode("utf-8", "replace")).hexdigest()
+            "qkspec/v1": sha256(f"{first.head or first.where}\0{first.rule}".encode("utf-8", "replace")).hexdigest()
         },
     }
 
@@ -101,7 +109,7 @@ def _notes(outcome: Outcome) -> Iterator[Json]:
         yield {"level": level, "message": {"text": f"skipped {clean(where)}: {clean(reason, 1000)}"}}
     for warning in outcome.warnings:
         yield {"level": "error" if outcome.strict else "note", "message": {"text": clean(warning, 1000)}}
-    found = len(outcome.failures) + len(outcome.unmeasured)
+    found = len(crossings(outcome.failures)) + len(crossings(outcome.unmeasured))
     if found > MAX_RESULTS:
         yield {"level": "warning", "message": {"text": f"{found - MAX_RESULTS} more results are left out"}}
     if not outcome.heads:

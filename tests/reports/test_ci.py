@@ -15,6 +15,7 @@ from qkspec.errors import OutputError
 from qkspec.gate import Failure, Outcome, check
 from qkspec.policy import Policy
 from qkspec.reports import github, junit, sarif
+from qkspec.reports.crossings import crossings, document
 from qkspec.reports.wholefile import whole_file
 from qkspec.theorem import Verdict
 
@@ -97,7 +98,7 @@ def test_the_schemas_refuse_what_is_no_such_file(two_runs: Report) -> None:
 
 def test_annotations_are_single_commands(outcome: Outcome) -> None:
     lines = list(github.annotations(outcome))
-    assert len(lines) <= 32
+    assert len(lines) <= 20
     for line in lines:
         assert line.isprintable()
         assert line.startswith(("::error title=qkspec gate", "::warning title=qkspec gate"))
@@ -162,3 +163,41 @@ def _fail(path: Path) -> None:
     with whole_file(path) as file:
         file.write("two")
         raise RuntimeError
+
+
+def test_a_lost_run_takes_a_line_a_head_and_rule_and_loses_nothing(two_runs: Report) -> None:
+    outcome = check(two_runs, Policy(fail_on=frozenset({Verdict.MALIGNANT}), max_freezing=1.0, min_entropy=0.5))
+    found = crossings(outcome.failures)
+    assert len(found) == len({(f.rule, f.head) for f in outcome.failures}) < len(outcome.failures)
+    assert sum(len(crossing.failures) for crossing in found) == len(outcome.failures)
+    for crossing in found:
+        steps = [int(failure.at.removeprefix("step ")) for failure in crossing.failures]
+        assert steps == sorted(set(steps))
+        values = [failure.value for failure in crossing.failures]
+        graver = min if crossing.rule.startswith("--min") else max  # of a verdict there is one value here
+        assert crossing.worst.value == graver(values)  # type: ignore[type-var]
+        if len(steps) > 1:
+            assert crossing.message.startswith(f"{crossing.failures[0].head}: {crossing.rule} ")
+            assert f"; {len(steps)} checkpoints, first step {steps[0]}" in crossing.message
+    plain = json.loads(json.dumps(document(outcome), allow_nan=False))
+    written_out = [(c["rule"], f["where"], f["value"]) for c in plain["crossed"] for f in c["checkpoints"]]
+    assert sorted(written_out, key=str) == sorted(((f.rule, f.where, f.value) for f in outcome.failures), key=str)
+    assert plain["result"] == "failed"
+
+
+def test_weights_that_are_not_finite_are_graver_than_any_number() -> None:
+    failures = [
+        Failure("r/c m head 0", "--max-sigma1 sigma1", value, 1.0, 0, "r m head 0", "c")
+        for value in (9.0, "broken", 99.0)
+    ]
+    (found,) = crossings(failures)
+    assert found.worst.value == "broken"
+
+
+def test_github_is_given_no_more_than_it_shows(two_runs: Report) -> None:
+    failed = check(two_runs, Policy(max_sigma1=0.0))
+    lines = list(github.annotations(replace(failed, skipped={f"run/step-{i}": "damaged" for i in range(30)})))
+    assert sum(line.startswith("::error") for line in lines) == 10
+    assert sum(line.startswith("::warning") for line in lines) == 10
+    assert "15 more like these" in lines[9]
+    assert "21 more like these" in lines[-1]
