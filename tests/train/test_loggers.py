@@ -43,9 +43,7 @@ def test_wandb_works_offline(config: TrainConfig, tmp_path: Path, monkeypatch: p
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _run(config, tmp_path / "run", "wandb")
+    _run(config, tmp_path / "run", "wandb")
     (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     deadline = time.monotonic() + 20
     while b"validation" not in record.read_bytes() and time.monotonic() < deadline:
@@ -57,14 +55,12 @@ def test_wandb_works_offline(config: TrainConfig, tmp_path: Path, monkeypatch: p
 def test_mlflow_holds_every_loss(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
-        losses = _run(config, tmp_path / "run", "mlflow")
-        client = mlflow.MlflowClient()
-        (experiment,) = (e for e in client.search_experiments() if e.name == "qkspec")
-        (found,) = client.search_runs([experiment.experiment_id])
-        history = client.get_metric_history(found.info.run_id, "loss")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    losses = _run(config, tmp_path / "run", "mlflow")
+    client = mlflow.MlflowClient()
+    (experiment,) = (e for e in client.search_experiments() if e.name == "qkspec")
+    (found,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(found.info.run_id, "loss")
     assert {m.step: m.value for m in history} == pytest.approx(losses, rel=1e-5)
     assert found.data.params["tau"] == "0.01"
 
