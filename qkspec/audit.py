@@ -7,23 +7,30 @@ Weight decay is part of a step here as it is in the optimizer.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec import engine
 from qkspec.checkpoints.sequence import Run, Source
 from qkspec.checkpoints.store import Checkpoint
+from qkspec.engine import Engine
 from qkspec.errors import InputError, QkspecError
+from qkspec.layouts.find import Module, Plan
 from qkspec.layouts.load import read
-from qkspec.measuring import Settings, chosen, plan_for
+from qkspec.measuring import Settings, Skipped, chosen, plan_for
 from qkspec.qk import QKLayer
-from qkspec.spectrum import singular_values
+from qkspec.spectrum import spectra
 from qkspec.terms import Block, blocks, norm
 
 F64 = NDArray[np.float64]
 
+WORK_WORTH_PROCESSES = 8e9  # Q, K bytes x d_q over all intervals, about four CPU-seconds
 PRECISION = {"bfloat16": 8, "float16": 11, "float8_e4m3fn": 4, "float8_e5m2": 3, "float64": 53}  # bits; float32 has 24
 
 
@@ -83,6 +90,26 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """What changed between two checkpoints; ``name`` is the later one's."""
+
+    name: str
+    before: int
+    after: int
+    increments: tuple[Increment, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The weight terms of equation 1 at one checkpoint."""
+
+    name: str
+    step: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
 class Audit:
     """The audit of one run.
 
@@ -102,6 +129,29 @@ class Audit:
     terms: tuple[tuple[int, tuple[Block, ...]], ...]
     skipped: tuple[tuple[str, str], ...]
 
+    @classmethod
+    def of(cls, run: Run, tau: float, found: Iterable[Interval | Terms | Skipped]) -> "Audit":
+        """Gather what ``follow`` yields.
+
+        Raises:
+            InputError: fewer than two checkpoints can be read, or their steps are not known.
+        """
+        items = list(found)
+        skipped = {item.name: item.reason for item in items if isinstance(item, Skipped)}
+        intervals = sorted((item for item in items if isinstance(item, Interval)), key=lambda i: (i.before, i.after))
+        if not any(i.after > i.before for i in intervals):
+            reason = next(iter(skipped.values()), "an audit needs two checkpoints")
+            raise InputError(f"{run.path}: has fewer than two checkpoints of known steps ({reason})")
+        terms = [item for item in items if isinstance(item, Terms) and item.name not in skipped]
+        return cls(
+            run.name,
+            tau,
+            tuple(chain.from_iterable(i.increments for i in intervals)),
+            tuple(chain.from_iterable(i.changes for i in intervals)),
+            tuple((item.step, item.blocks) for item in terms),
+            tuple((source.name, skipped[source.name]) for source in run.sources if source.name in skipped),
+        )
+
     def first_bound(self) -> Increment | None:
         """Return the first increment that Rule 1 would have cut, the largest of those at one step; None if none."""
         bound = [i for i in self.increments if i.bound]
@@ -109,43 +159,155 @@ class Audit:
 
 
 def audit(run: Run, tau: float, settings: Settings | None = None, *, terms: bool = False) -> Audit:
-    """Hold the increments of a run's query and key projections against Rule 1.
-
-    Args:
-        run: its checkpoints.
-        tau: of Rule 1, above 0.
-        settings: layout, head counts and the choice of layers.
-        terms: measure the weight terms of equation 1 as well.
+    """Hold the changes of a run's query and key projections against Rule 1. Arguments as of ``follow``.
 
     Raises:
         InputError: fewer than two checkpoints can be read, or their steps are not known.
     """
-    settings = settings or Settings()
+    return Audit.of(run, tau, follow(run, tau, settings or Settings(), terms=terms))
+
+
+def follow(run: Run, tau: float, settings: Settings, *, terms: bool = False) -> Iterator[Interval | Terms | Skipped]:
+    """Yield what changed between the run's neighbouring checkpoints, two modules of weights in memory a worker.
+
+    One that cannot be read is yielded as Skipped, and its neighbours become each other's.
+
+    Args:
+        run: its checkpoints.
+        tau: of Rule 1, above 0.
+        settings: layout, head counts, the choice of layers, and where the work is done.
+        terms: measure the weight terms of equation 1 at every checkpoint first.
+
+    Raises:
+        UsageError: there is no Ray, or no cluster at the address.
+    """
+    settings = replace(settings, cache=None, workers=_workers(run, settings))
+    left = list(run.sources)
+    done: set[tuple[Source, ...]] = set()
+    while missing := [task for task in _tasks(left, terms=terms) if task not in done]:
+        for item in _run(partial(_measure, settings, tau), missing, settings):
+            if isinstance(item, _Unreadable):
+                if item.source in left:
+                    left.remove(item.source)
+                    yield Skipped(run.name, item.source.name, item.reason)
+                continue
+            yield item
+        done.update(missing)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    source: Source
+    reason: str
+
+
+Found = Interval | Terms | _Unreadable
+
+
+def _tasks(sources: Sequence[Source], *, terms: bool) -> list[tuple[Source, ...]]:
+    """Return (source,) for the terms of a checkpoint, and (before, after) for what changed between two."""
+    return [*((source,) for source in sources if terms), *pairwise(sources)]
+
+
+def _run(
+    function: Callable[[tuple[Source, ...]], Found], tasks: Sequence[tuple[Source, ...]], settings: Settings
+) -> Iterator[Found]:
+    if settings.engine is Engine.RAY:
+        return engine.run_on_ray(function, tasks, address=settings.ray_address)
+    return engine.run(function, tasks, workers=settings.workers)
+
+
+def _workers(run: Run, settings: Settings) -> int:
+    """Return how many processes are worth their start, judged by the first checkpoint."""
+    if settings.workers or settings.engine is Engine.RAY or len(run.sources) < 2:
+        return settings.workers or 1
+    try:
+        checkpoint = run.sources[0].open()
+        try:
+            found = plan_for(checkpoint, settings)
+        finally:
+            checkpoint.store.close()
+    except QkspecError:
+        return 1  # whatever it is, it is told when its turn comes
+    work = float(sum(m.nbytes * m.d_q for m in (found.modules[i] for i in chosen(found, settings))))
+    return engine.cpu_count() if work * (len(run.sources) - 1) > WORK_WORTH_PROCESSES else 1
+
+
+def _measure(settings: Settings, tau: float, task: tuple[Source, ...]) -> Found:
+    """Measure one checkpoint's terms, or what changed between two, in whatever process this is."""
+    opened: list[_Opened] = []
+    with ExitStack() as ends:
+        try:
+            for source in task:
+                opened.append(_Opened.of(source, settings))
+                ends.callback(opened[-1].checkpoint.store.close)
+            return opened[0].terms() if len(opened) == 1 else _interval(opened[0], opened[1], tau)
+        except _FailedError as failed:
+            return _Unreadable(failed.source, str(failed.__cause__))
+
+
+class _FailedError(Exception):
+    """A checkpoint of a task cannot be read; the cause says why."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Say which checkpoint it was that could not be read."""
+    try:
+        yield
+    except QkspecError as error:
+        raise _FailedError(source) from error
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint that is open, its step and its chosen modules by name."""
+
+    source: Source
+    checkpoint: Checkpoint
+    plan: Plan
+    step: int
+    modules: Mapping[str, Module]
+
+    @classmethod
+    def of(cls, source: Source, settings: Settings) -> "_Opened":
+        with _reading(source):
+            checkpoint = source.open()
+            try:
+                step, found = _step(checkpoint), plan_for(checkpoint, settings)
+            except BaseException:
+                checkpoint.store.close()
+                raise
+        modules = {found.modules[i].name: found.modules[i] for i in chosen(found, settings)}
+        return cls(source, checkpoint, found, step, modules)
+
+    def layer(self, name: str) -> QKLayer:
+        with _reading(self.source):
+            return read(self.checkpoint, self.plan, self.modules[name])
+
+    def terms(self) -> Terms:
+        with _reading(self.source):
+            return Terms(self.source.name, self.step, tuple(blocks(self.checkpoint, self.plan)))
+
+
+def _step(checkpoint: Checkpoint) -> int:
+    if checkpoint.step is None:
+        raise InputError(f"{checkpoint.path}: its step is not known, and Rule 1 counts steps; name it like step-000100")
+    return checkpoint.step
+
+
+def _interval(before: _Opened, after: _Opened, tau: float) -> Interval:
     increments: list[Increment] = []
     changes: list[Change] = []
-    found: list[tuple[int, tuple[Block, ...]]] = []
-    skipped: list[tuple[str, str]] = []
-    steps: list[int] = []
-    before: tuple[int, dict[str, QKLayer]] | None = None
-    for source in run.sources:
-        try:
-            now, blocks_now = _read(source, settings, terms=terms)
-        except QkspecError as error:
-            skipped.append((source.name, str(error)))
-            continue
-        if before is not None and now[0] > before[0]:
-            for layer in now[1].values():
-                if layer.name in before[1]:
-                    old = before[1][layer.name]
-                    increments += _increments(old, layer, before[0], now[0], tau)
-                    changes.append(change(old, layer, before[0], now[0]))
-        before = now
-        steps.append(now[0])
-        found.append((now[0], blocks_now))
-    if len(set(steps)) < 2:
-        reason = skipped[0][1] if skipped else "an audit needs two checkpoints"
-        raise InputError(f"{run.path}: has fewer than two checkpoints of known steps ({reason})")
-    return Audit(run.name, tau, tuple(increments), tuple(changes), tuple(found) if terms else (), tuple(skipped))
+    common = [name for name in after.modules if name in before.modules] if after.step > before.step else []
+    for name in common:
+        old, new = before.layer(name), after.layer(name)
+        increments += _increments(old, new, before.step, after.step, tau)
+        changes.append(change(old, new, before.step, after.step))
+    return Interval(after.source.name, before.step, after.step, tuple(increments), tuple(changes))
 
 
 def change(old: QKLayer, new: QKLayer, before: int, after: int) -> Change:
@@ -158,35 +320,21 @@ def change(old: QKLayer, new: QKLayer, before: int, after: int) -> Change:
         after: step of the second.
     """
     group = new.heads // new.kv_heads
-    q, k = (np.asarray(w, dtype=np.float64) for w in (old.q, np.repeat(old.k, group, axis=0)))
-    dq = np.asarray(new.q, dtype=np.float64) - q
-    dk = np.repeat(np.asarray(new.k, dtype=np.float64), group, axis=0) - k
+    parts = [_split(old, new, slice(g * group, (g + 1) * group), slice(g, g + 1)) for g in range(new.kv_heads)]
+    return Change(new.name, before, after, *np.concatenate(parts, axis=1))
+
+
+def _split(old: QKLayer, new: QKLayer, heads: slice, key: slice) -> F64:
+    """Return (5, heads) whole, by_q, by_k, by_both and sigma1 of one key head and its query heads."""
+    q, k = (np.asarray(w, dtype=np.float64) for w in (old.q[heads], old.k[key]))
+    dq, dk = np.asarray(new.q[heads], dtype=np.float64) - q, np.asarray(new.k[key], dtype=np.float64) - k
     size = _product_norm(q, k)
     # ΔM = [ΔW_q; W_q + ΔW_q]' [W_k; ΔW_k]: one product of width 2 d_q, so its σ are found without forming ΔM.
     left, right = np.concatenate([dq, q + dq], axis=1), np.concatenate([k, dk], axis=1)
-    top, own = singular_values(left, right), singular_values(q, k)
+    top, own = (spectra(a, b, eigenvalues=False).sigma[:, 0] for a, b in ((left, right), (q, k)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole, by_q, by_k, by_both = (
-            _product_norm(a, b) / size for a, b in ((left, right), (dq, k), (q, dk), (dq, dk))
-        )
-        sigma1 = top[:, 0] / own[:, 0]
-    return Change(new.name, before, after, whole, by_q, by_k, by_both, sigma1)
-
-
-def _read(
-    source: Source, settings: Settings, *, terms: bool
-) -> tuple[tuple[int, dict[str, QKLayer]], tuple[Block, ...]]:
-    checkpoint: Checkpoint = source.open()
-    try:
-        if checkpoint.step is None:
-            raise InputError(f"{source.path}: its step is not known, and Rule 1 counts steps; name it like step-000100")
-        found = plan_for(checkpoint, settings)
-        modules = [found.modules[place] for place in chosen(found, settings)]
-        layers = {module.name: read(checkpoint, found, module) for module in modules}
-        own = tuple(blocks(checkpoint, found)) if terms else ()
-        return (checkpoint.step, layers), own
-    finally:
-        checkpoint.store.close()
+        norms = [_product_norm(a, b) / size for a, b in ((left, right), (dq, k), (q, dk), (dq, dk))]
+        return np.stack([*norms, top / own])
 
 
 def _increments(old: QKLayer, new: QKLayer, before: int, after: int, tau: float) -> Iterator[Increment]:
@@ -214,8 +362,8 @@ def _rounding(w: F64, stored: str) -> float:
 
 
 def _product_norm(a: F64, b: F64) -> F64:
-    """Return ‖a'b‖_F of each head for a (heads, r, d), b (heads, r, d'), by two r x r Gram matrices."""
-    grams = np.einsum("hij,hkj->hik", a, a), np.einsum("hij,hkj->hik", b, b)
+    """Return ‖a'b‖_F of each head for a (heads, r, d), b (1, r, d'), by two r x r Gram matrices."""
+    grams = a @ a.swapaxes(1, 2), b @ b.swapaxes(1, 2)
     return np.asarray(np.sqrt(np.maximum(np.sum(grams[0] * grams[1], axis=(1, 2)), 0.0)))
 
 

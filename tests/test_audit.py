@@ -141,3 +141,36 @@ def test_rounding_of_a_narrow_dtype_is_not_taken_for_a_step():
         errors = [torch.tensor(w).to(torch.bfloat16).double().numpy() - w for w in (exact[0], exact[1])]
         size = np.linalg.norm(errors[0] - errors[1], 2)
         assert 0.5 * _rounding(moved, "bfloat16") < size < _rounding(moved, "bfloat16")
+
+
+def test_everybody_who_does_the_work_finds_the_same(tmp_path, capsys):
+    """Two processes as one, to the bit, with a checkpoint in the middle that cannot be read and the terms as well."""
+    from qkspec.cli import main
+
+    rng = np.random.default_rng(1)
+    q, k = rng.standard_normal((2, 5, 16, 16))
+    written(tmp_path, [0, 1, 2, 3, 4], q, k)
+    (tmp_path / "run" / "step-000002" / "model.safetensors").write_bytes(b"no")
+    shown = set()
+    for workers in ("0", "1", "2"):
+        words = ["audit", str(tmp_path / "run"), "--terms", "all", "--format", "json", "--no-progress"]
+        assert main([*words, "--workers", workers]) == 0
+        out, err = capsys.readouterr()
+        assert err.count("step-000002 skipped") == 1
+        shown.add(out)
+    assert len(shown) == 1
+
+
+def test_a_checkpoint_cut_short_in_its_weights_is_skipped_once(tmp_path):
+    """What only reading the weights shows is told of the checkpoint that has it, whichever interval met it first."""
+    rng = np.random.default_rng(2)
+    q, k = rng.standard_normal((2, 4, 16, 16))
+    run = written(tmp_path, [0, 1, 2, 3], q, k)
+    for step in (1, 2):
+        path = tmp_path / "run" / f"step-00000{step}" / "model.safetensors"
+        held = path.read_bytes()
+        path.write_bytes(held.replace(b'"F32"', b'"I32"', 3))
+    found = audit(run, 0.01, terms=True)
+    assert [name for name, _ in found.skipped] == ["step-000001", "step-000002"]
+    assert {(i.before, i.after) for i in found.increments} == {(0, 3)}
+    assert [step for step, _ in found.terms] == [0, 3]

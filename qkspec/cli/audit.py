@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.options import MODEL, Flags, Lines, Quiet, takes
+from qkspec.cli.options import ENGINE, MODEL, Flags, Lines, NoProgress, Quiet, takes
 
 if TYPE_CHECKING:
     from qkspec.audit import Audit
@@ -23,7 +23,7 @@ class Terms(StrEnum):
     ALL = "all"
 
 
-@takes("revisions", *MODEL)
+@takes("revisions", *MODEL, *ENGINE)
 def audit(
     path: Annotated[str, typer.Argument(help="A run: a folder of checkpoints.", metavar="RUN", show_default=False)],
     *,
@@ -36,18 +36,22 @@ def audit(
     ] = Terms.QK,
     output_format: Annotated[Lines, typer.Option("--format", help="Of what goes to stdout.")] = Lines.TEXT,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Hold the changes of W_q and W_k between checkpoints against Rule 1: would AdamW² at τ have cut these steps?"""
-    from qkspec.audit import audit as audited
+    from qkspec.audit import Audit, follow
     from qkspec.checkpoints.sequence import find_runs
-    from qkspec.cli.progress import warn
+    from qkspec.cli.progress import barred, warn
     from qkspec.cli.settings import load_file, settings
     from qkspec.errors import UsageError
 
     runs = find_runs([path], revisions=flags.revisions or "")
     if len(runs) != 1:
         raise UsageError(f"{path}: holds {len(runs)} runs; name one of their folders")
-    found = audited(runs[0], tau, settings(flags, *load_file()), terms=terms is Terms.ALL)
+    run, everything = runs[0], terms is Terms.ALL
+    total = len(run.sources) - 1 + everything * len(run.sources)
+    measured = follow(run, tau, settings(flags, *load_file()), terms=everything)
+    found = Audit.of(run, tau, measured if quiet or no_progress else barred(measured, total))
     for name, reason in found.skipped if not quiet else ():
         warn(f"{name} skipped: {reason}")
     if output_format is Lines.JSON:

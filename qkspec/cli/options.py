@@ -189,7 +189,8 @@ class Flags:
 
 MODEL = ("layers", "num_heads", "num_kv_heads", "layout")
 VERDICT = ("heads", "context", "limits")
-WORK = ("workers", "device", "engine", "ray_address", "cache", "no_cache")
+ENGINE = ("workers", "engine", "ray_address")
+WORK = (*ENGINE, "device", "cache", "no_cache")
 MAPS = ("embeddings", "activations", "text")  # of tokens that are not isotropic
 
 

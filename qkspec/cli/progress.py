@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qkspec.clean import clean
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qkspec.checkpoints.sequence import Run
 
 SHOW_AFTER_SECONDS = 1.0
+Item = TypeVar("Item")
 
 
 def measured(
@@ -21,9 +22,7 @@ def measured(
 
     results: Iterable[Measured | Skipped] = measure_runs(runs, settings)
     total = sum(len(run.sources) for run in runs)
-    if progress and not quiet and sys.stderr.isatty():
-        results = _bar(results, total)
-    for result in results:
+    for result in barred(results, total) if progress and not quiet else results:
         if isinstance(result, Skipped) and not quiet and total > 1:  # of a single one the error tells all
             warn(f"{result.run}/{result.name} skipped: {result.reason}")
         yield result
@@ -39,7 +38,11 @@ def say(message: str) -> None:
     print(clean(message, limit=1000), file=sys.stderr)  # noqa: T201 - stderr is where warnings go
 
 
-def _bar(results: Iterable["Measured | Skipped"], total: int) -> Iterator["Measured | Skipped"]:
+def barred(results: Iterable[Item], total: int) -> Iterator[Item]:
+    """Yield the items as they come, with a progress bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from results
+        return
     from time import monotonic
 
     from rich.console import Console
@@ -57,7 +60,7 @@ def _bar(results: Iterable["Measured | Skipped"], total: int) -> Iterator["Measu
     with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=total)
         for result in results:
-            name = result.name if not hasattr(result, "facts") else result.facts.name
+            name = str(getattr(getattr(result, "facts", result), "name", ""))
             bar.update(task, advance=1, description=Text(clean(name, 40)).plain.replace("[", "(").replace("]", ")"))
             if monotonic() - started > SHOW_AFTER_SECONDS:
                 bar.refresh()
