@@ -202,7 +202,7 @@ def frozen(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
     maps are sparse indeed; GPTs that lost their run had two thirds of their heads or more beyond the upper one.
     """
     found = conditions(readings, limits, random_rank)
-    measured = _map_index(readings, "entropy")[1] >= KINDS.index("random")
+    measured = map_index(readings, "entropy")[1] >= KINDS.index("random")
     sure = (readings.metric("freezing_ratio") >= limits.certain) & (found.sparse | ~measured)
     return np.asarray(collapsing(readings, limits, random_rank) & sure)
 
@@ -249,7 +249,7 @@ def confidence(readings: Readings, limits: Limits, verdicts: NDArray[np.object_]
     On small GPT and ViT runs that no limit was chosen on, 342 of 433 such heads had collapsed maps (entropy below 0.3
     ln T), 86 were on the way and 5 were open (above 0.5). SUSPECT: the rest; 62, 103 and 38 of 203.
     """
-    _, kinds = _map_index(readings, "entropy")
+    _, kinds = map_index(readings, "entropy")
     sure = readings.metric("freezing_ratio") >= limits.certain
     words = np.where(kinds >= KINDS.index("random"), MEASURED, np.where(sure, CERTAIN, SUSPECT)).astype(object)
     words[np.array([verdict is not Verdict.MALIGNANT for verdict in verdicts], dtype=bool)] = ""
@@ -280,9 +280,9 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
         return np.full(rows, float(limit))
 
     rank = np.minimum(limits.effective_rank, np.maximum(random_rank / 2, 1.0))
-    entropy, kinds = _map_index(readings, "entropy")
-    map_rank, _ = _map_index(readings, "rank")
-    diagonal, _ = _map_index(readings, "diagonal")
+    entropy, kinds = map_index(readings, "entropy")
+    map_rank, _ = map_index(readings, "rank")
+    diagonal, _ = map_index(readings, "diagonal")
     kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
     by_kind = (limits.entropy, limits.embedded_entropy, limits.random_entropy, limits.measured_entropy)
     sparse = np.array(by_kind)[kinds]
@@ -299,7 +299,7 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     return tests
 
 
-def _map_index(readings: Readings, index: str) -> tuple[F64, NDArray[np.int64]]:
+def map_index(readings: Readings, index: str) -> tuple[F64, NDArray[np.int64]]:
     """Return an index of each row's map, of the best kind that there is, and the kind's place in KINDS."""
     values = readings.metric(f"{KINDS[0]}_{index}").copy()
     kinds = np.zeros(len(readings), dtype=np.int64)

@@ -5,7 +5,7 @@ A value that was not measured is an empty cell. Numbers are written so that they
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +17,7 @@ from qkspec.analysis import Report
 from qkspec.errors import InputError
 from qkspec.readings import KEYS, NO_STEP, TEXT, Column, Readings, concatenate
 from qkspec.reports.names import cell, uncell
+from qkspec.theorem import KINDS, map_index
 
 F64 = NDArray[np.float64]
 
@@ -38,6 +39,7 @@ CONTRACT = (
     *("trace", "positive_fraction", "sigma1_wq", "sigma1_wk", "logit_std", "freezing_ratio"),
     *("predicted_entropy", "predicted_rank", "predicted_diagonal", "verdict"),
 )
+JUDGED_MAP = "judged_map"  # the kind of map that the verdict was judged by, one of theorem.KINDS
 APPLICABLE = "theorem_applies"  # 1 or 0; the last column
 
 _BLOCK = 50_000  # rows formatted or parsed at a time
@@ -46,7 +48,16 @@ _LARGEST = 1 << 53
 
 def columns(report: Report) -> tuple[str, ...]:
     """Return the header of heads.csv."""
-    return (*CONTRACT, *(name for name in report.readings.metrics if name not in CONTRACT), APPLICABLE)
+    further = (name for name in report.readings.metrics if name not in CONTRACT)
+    return (*CONTRACT, *further, JUDGED_MAP, APPLICABLE)
+
+
+def judged_maps(report: Report, part: slice) -> list[str]:
+    """Return the kind of map that some rows were judged by, "" where there was none."""
+    rows = np.zeros(len(report.readings), dtype=bool)
+    rows[part] = True
+    values, places = map_index(report.readings.where(rows), "entropy")
+    return [KINDS[place] if known else "" for place, known in zip(places.tolist(), np.isfinite(values), strict=True)]
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -100,10 +111,8 @@ def read(path: Path, metrics: Sequence[str]) -> tuple[Readings, NDArray[np.bool_
 
 def _cells(report: Report, name: str, part: slice, known: dict[str, str]) -> list[str]:
     """Return a column's cells for some rows; ``known`` keeps the quoted form of each name met."""
-    if name == "verdict":
-        return [verdict.value for verdict in report.verdicts[part]]
-    if name == APPLICABLE:
-        return ["1" if applies else "0" for applies in report.applicable[part].tolist()]
+    if name in _WORDS:
+        return _WORDS[name](report, part)
     column = report.readings.columns.get(name)
     if column is None:
         return [""] * len(report.readings["run"][part])
@@ -113,6 +122,13 @@ def _cells(report: Report, name: str, part: slice, known: dict[str, str]) -> lis
     if name in KEYS:
         return ["" if v == NO_STEP else str(v) for v in values]
     return ["" if v != v else repr(v) for v in values]  # noqa: PLR0124 - NaN alone differs from itself
+
+
+_WORDS: dict[str, Callable[[Report, slice], list[str]]] = {
+    "verdict": lambda report, part: [verdict.value for verdict in report.verdicts[part]],
+    JUDGED_MAP: judged_maps,
+    APPLICABLE: lambda report, part: ["1" if applies else "0" for applies in report.applicable[part].tolist()],
+}
 
 
 def quoted(name: str) -> str:

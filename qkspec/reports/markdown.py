@@ -105,20 +105,7 @@ def _run(view: RunView) -> Iterator[str]:
     yield ""
     worst = view.worst()
     if worst:
-        readings = view.report.readings
-        metrics = ("freezing_ratio", "sigma1", "effective_rank", "sec_star", "predicted_entropy", "predicted_rank")
-        yield from table(
-            ("head", "module", "verdict", "κ", "σ1", "effective rank", "SEC(s\\*)", "predicted entropy", "map rank"),
-            [
-                [
-                    inert(head_name(view, row)),
-                    code(readings["module"][row]),
-                    _verdict(view.verdict(row)),
-                    *(number(float(readings.metric(metric)[row])) for metric in metrics),
-                ]
-                for row in worst[:MAX_HEADS]
-            ],
-        )
+        yield from _worst(view, worst[:MAX_HEADS])
     if len(worst) > MAX_HEADS:
         yield f"… and {len(worst) - MAX_HEADS} more heads that are not healthy."
         yield ""
@@ -126,6 +113,27 @@ def _run(view: RunView) -> Iterator[str]:
         yield f"- {inert(remark)}"
     if view.remarks():
         yield ""
+
+
+def _worst(view: RunView, rows: list[int]) -> Iterator[str]:
+    """Yield the table of the worst heads, with the indices of the maps that they were judged by."""
+    readings = view.report.readings
+    (entropy, kinds), (rank, _) = view.judged_map("entropy", rows), view.judged_map("rank", rows)
+    names = ("freezing_ratio", "sigma1", "effective_rank", "sec_star")
+    values = [*(readings.metric(name)[rows].tolist() for name in names), entropy, rank]
+    yield from table(
+        ("head", "module", "verdict", "κ", "σ1", "effective rank", "SEC(s\\*)", "entropy", "map rank", "map"),
+        [
+            [
+                inert(head_name(view, row)),
+                code(readings["module"][row]),
+                _verdict(view.verdict(row)),
+                *(number(column[i]) for column in values),
+                kinds[i],
+            ]
+            for i, row in enumerate(rows)
+        ],
+    )
 
 
 def _verdict(verdict: Verdict) -> str:

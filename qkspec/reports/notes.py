@@ -24,12 +24,21 @@ def _confidence(view: RunView) -> Iterator[Note]:
     sure = view.report.confidence()[bad]
     certain, suspect = (int((sure == word).sum()) for word in (CERTAIN, SUSPECT))
     if certain or suspect:
-        rest = f", {suspect} suspect" if suspect else ""
+        measured = len(bad) - certain - suspect
+        rest = (f", {suspect} suspect" if suspect else "") + (f", {measured} measured" if measured else "")
         yield (
             "sure",
             f"by weights alone {certain} of {len(bad)} malignant heads are certain"
-            f" (κ ≥ {view.report.limits.certain:g}){rest}; --text measures maps where the model can run",
+            f" (κ ≥ {view.report.limits.certain:g}){rest}{'' if _asked(view) else _ADVICE}",
         )
+
+
+_ADVICE = "; --text measures maps where the model can run"
+
+
+def _asked(view: RunView) -> bool:
+    """Whether real maps were asked for, though some could not be had."""
+    return any(f"{kind}_entropy" in view.report.readings.metrics for kind in ("random", "measured"))
 
 
 def _surge(view: RunView) -> Iterator[Note]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from qkspec.analysis import SCHEMA, Report
 from qkspec.readings import KEYS, NO_STEP, TEXT
-from qkspec.reports.csvfile import APPLICABLE, columns
+from qkspec.reports.csvfile import APPLICABLE, JUDGED_MAP, columns, judged_maps
 from qkspec.reports.names import escape
 
 _GROUP = 100_000  # rows in memory at a time, and in a row group
@@ -33,7 +33,7 @@ def write(report: Report, out: Path) -> None:
 def _type(name: str) -> Any:
     import pyarrow as pa
 
-    if name in TEXT or name == "verdict":
+    if name in TEXT or name in ("verdict", JUDGED_MAP):
         return pa.string()
     if name == APPLICABLE:
         return pa.bool_()
@@ -48,6 +48,8 @@ def _array(report: Report, name: str, part: slice, known: dict[str, str]) -> Any
         return pa.array([verdict.value for verdict in report.verdicts[part]], _type(name))
     if name == APPLICABLE:
         return pa.array(report.applicable[part])
+    if name == JUDGED_MAP:
+        return pa.array([kind or None for kind in judged_maps(report, part)], _type(name))
     column = report.readings.columns.get(name)
     if column is None:
         return pa.nulls(len(report.applicable[part]), _type(name))

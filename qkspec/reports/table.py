@@ -14,6 +14,7 @@ from qkspec.reports.palette import LOOKS, STATES
 from qkspec.reports.view import (
     QUIET,
     RunView,
+    maps_sentence,
     number,
     reasons,
     state_sentence,
@@ -96,11 +97,13 @@ def _worst(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     rows = view.worst()
     if not rows:
         return
-    columns = _columns(view, rows[:WORST], glyphs)
+    kinds = view.judged_map("entropy", rows[:WORST])[1]
+    columns = _columns(view, rows[:WORST], kinds, glyphs)
     while sum(len(c[1][0]) + 2 for c in columns) > width and len(columns) > 1:
         least = max(range(len(columns)), key=lambda i: columns[i][0])  # the column that is needed least
         columns.pop(least)
-    yield from _wrap(Text(glyphs.name(f"worst heads at {view.at(-1)}"), "bold"), width, indent=2)
+    title = Text.assemble((glyphs.name(f"worst heads at {view.at(-1)}"), "bold"), (f"; {maps_sentence(kinds)}", "dim"))
+    yield from _wrap(title, width, indent=2)
     for i, row in enumerate([None, *rows[:WORST]]):
         style = "dim" if row is None else ""
         line = Text("  ")
@@ -117,7 +120,7 @@ def _worst(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
         )
 
 
-def _columns(view: RunView, rows: list[int], glyphs: Glyphs) -> list[tuple[int, list[str]]]:
+def _columns(view: RunView, rows: list[int], kinds: list[str], glyphs: Glyphs) -> list[tuple[int, list[str]]]:
     """Return (how dispensable, padded cells with the heading first) of the table of worst heads."""
     readings = view.report.readings
     blocks = {str(readings["block"][row]) for row in rows}
@@ -125,18 +128,23 @@ def _columns(view: RunView, rows: list[int], glyphs: Glyphs) -> list[tuple[int, 
     def values(metric: str) -> list[str]:
         return [number(float(readings.metric(metric)[row])) for row in rows]
 
+    def of_map(index: str) -> list[str]:
+        return [number(value) for value in view.judged_map(index, rows)[0]]
+
     table = [
         (0, "layer", [str(readings["layer"][row]) for row in rows], ">"),
         (0, "head", [str(readings["head"][row]) for row in rows], ">"),
         (1, "verdict", [view.verdict(row).value for row in rows], "<"),
-        (2, "κ", values("freezing_ratio"), ">"),
-        (3, "σ1", values("sigma1"), ">"),
-        (4, "eff. rank", values("effective_rank"), ">"),
-        (6, "SEC(s*)", values("sec_star"), ">"),
-        (5, "entropy", values("predicted_entropy"), ">"),
-        (7, "map rank", values("predicted_rank"), ">"),
-        (8, "since", [_since(view, row) for row in rows], ">"),
+        (3, "κ", values("freezing_ratio"), ">"),
+        (4, "σ1", values("sigma1"), ">"),
+        (5, "eff. rank", values("effective_rank"), ">"),
+        (8, "SEC(s*)", values("sec_star"), ">"),
+        (6, "entropy", of_map("entropy"), ">"),
+        (7, "map rank", of_map("rank"), ">"),
+        (2, "since", [_since(view, row) for row in rows], ">"),
     ]
+    if len(set(kinds)) > 1:
+        table.insert(-1, (6, "map", kinds, "<"))
     if len({block for block, *_ in view.modules()}) > 1 or len(blocks) > 1:
         table.insert(0, (0, "block", [glyphs.name(readings["block"][row], 20) for row in rows], "<"))
     out = []

@@ -1,5 +1,6 @@
 """One run of a report as a grid of checkpoints by heads, with the sentences that every output says about it."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from qkspec.analysis import CheckpointFacts, Report
 from qkspec.courses import Flag
 from qkspec.judging import Story
 from qkspec.readings import NO_STEP, Readings
-from qkspec.theorem import GRAVITY, KINDS, Condition, Verdict
+from qkspec.theorem import GRAVITY, KINDS, Condition, Verdict, map_index
 from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
 
 F64 = NDArray[np.float64]
@@ -82,6 +83,11 @@ class RunView:
     def metric(self, name: str) -> F64:
         """Return a metric as (checkpoints, heads), NaN where it is missing."""
         return np.where(self.grid >= 0, self.report.readings.metric(name)[self.grid], np.nan)
+
+    def judged_map(self, index: str, rows: Sequence[int]) -> tuple[list[float], list[str]]:
+        """Return an index ("entropy", "rank") of the maps that rows were judged by, and the kinds of those maps."""
+        values, places = map_index(self.report.readings, index)
+        return [float(values[row]) for row in rows], [KINDS[places[row]] for row in rows]
 
     def verdict(self, row: int) -> Verdict:
         """Return the verdict of a row of the report."""
@@ -276,8 +282,7 @@ def condition_text(condition: Condition) -> str:
     if condition.value is None:
         return f"{name} not measured"
     shown = sign if condition.holds else _AGAINST.get(sign, sign)
-    error = "" if condition.error is None else f" ± {number(condition.error)}"
-    return f"{name} {number(condition.value)}{error} {shown} {number(condition.limit)}"
+    return f"{name} {with_error(condition.value, condition.error)} {shown} {number(condition.limit)}"
 
 
 def reasons(view: RunView, row: int) -> list[str]:
@@ -311,6 +316,33 @@ def _cut(report: Report, rows: Sequence[int]) -> tuple[Rows, Readings]:
     mask = np.zeros(len(report.readings), dtype=bool)
     mask[chosen] = True
     return chosen, report.readings.where(mask)
+
+
+OF_KIND = {
+    "predicted": "predicted by the weights",
+    "embedded": "of embedded random tokens",
+    "random": "of the model on random tokens",
+    "measured": "measured on real inputs",
+}
+
+
+def maps_sentence(kinds: Sequence[str]) -> str:
+    """Return by which maps heads were judged: "maps measured on real inputs", counted where there are several kinds."""
+    count = Counter(kinds)
+    if len(count) == 1:
+        return f"maps {OF_KIND[kinds[0]]}"
+    return "maps: " + ", ".join(f"{count[kind]} {OF_KIND[kind]}" for kind in reversed(KINDS) if kind in count)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Return "0.66 ± 0.04": an error of one figure, two if it starts with 1, and the value to the same place."""
+    if error is None or not 0 < error < math.inf or not math.isfinite(value):
+        return number(value)
+    lead = math.floor(math.log10(error))
+    places = -lead + (round(error * 10.0**-lead, 6) < 1.95)
+    if not 0 <= places <= 6:
+        return f"{number(value)} ± {number(error)}"
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def number(value: float) -> str:

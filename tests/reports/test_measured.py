@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qkspec.analysis import Report, assemble
 from qkspec.readings import Readings
-from qkspec.reports import html, jsonfile, markdown
+from qkspec.reports import csvfile, html, jsonfile, markdown, view
 from qkspec.reports.pagedata import page_data
 from qkspec.reports.table import render
 from qkspec.reports.view import views
@@ -45,12 +45,44 @@ def test_every_output_names_the_map_that_the_verdict_rests_on(measured: Report, 
     text = io.StringIO()
     markdown.write(measured, text)
     assert f"{kind} entropy 0.120" in text.getvalue()
+    worst = out.getvalue().partition("worst heads")[2]
+    assert f"; maps {view.OF_KIND[kind]}" in worst
+    assert worst.splitlines()[2].split()[7:9] == ["0.120", "0.0500"]
+    assert f"| 0.120 | 0.0500 | {kind} |" in text.getvalue()
+    lines = [line.split(",") for line in csvfile.lines(measured)]
+    assert {line[-2] for line in lines[1:]} == {kind}
+    assert lines[0][-2] == csvfile.JUDGED_MAP
     document = json.dumps(jsonfile.document(measured), allow_nan=False)
     assert f'"{kind}_entropy"' in document
     data = page_data(measured.limits, list(views(measured)))
     assert f"{kind}_entropy" in [metric["name"] for metric in data["metrics"]]
     assert f"{kind}_entropy" in [c[1] for c in data["runs"][0]["modules"][0]["conditions"]]
     assert data["kinds"] == [kind, "predicted"]
+
+
+def test_kinds_of_maps_that_differ_are_told_apart(measured: Report, kind: str) -> None:
+    columns = dict(measured.readings.columns)
+    odd = measured.readings["head"].astype(int) % 4 == 2
+    for name in ("entropy", "rank", "diagonal"):
+        columns[f"{kind}_{name}"] = np.where(odd, np.nan, columns[f"{kind}_{name}"])
+    mixed = assemble(
+        Readings(columns),
+        measured.applicable,
+        measured.limits,
+        checkpoints=measured.checkpoints,
+        skipped={},
+        spectra={},
+    )
+    out, text = io.StringIO(), io.StringIO()
+    render(mixed, Console(file=out, width=120))
+    rows = out.getvalue().partition("worst heads")[2].splitlines()[2:8]
+    for row in rows:
+        cells = row.split()
+        assert cells[9] == ("predicted" if cells[1] == "2" else kind)
+        assert (cells[7] == "0.120") == (cells[1] != "2")
+    markdown.write(mixed, text)
+    assert "| predicted |" in text.getvalue()
+    assert f"| {kind} |" in text.getvalue()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="needs qkspec[html]")

@@ -209,7 +209,7 @@ def test_the_csv_has_the_columns_of_the_contract_first(one_run: Report, tmp_path
         "verdict",
     ]
     assert header[: len(contract)] == contract
-    assert set(header) == {*contract, *one_run.readings.metrics, "theorem_applies"}
+    assert set(header) == {*contract, *one_run.readings.metrics, "judged_map", "theorem_applies"}
     assert len(lines) == len(one_run.readings) + 1
     assert not {"nan", "NaN", "None"} & {cell for line in lines for cell in line.rstrip("\n").split(",")}
 

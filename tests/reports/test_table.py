@@ -15,7 +15,7 @@ from qkspec.readings import Readings
 from qkspec.reports.glyphs import Glyphs, thin
 from qkspec.reports.palette import LOOKS, STATES
 from qkspec.reports.table import render
-from qkspec.reports.view import RunView, number
+from qkspec.reports.view import RunView, number, with_error
 from qkspec.theorem import Verdict
 
 Rename = Callable[[Report, str], Report]
@@ -138,6 +138,18 @@ def test_every_verdict_and_state_has_its_look() -> None:
 )  # fmt: skip
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(0.66012, 0.0381, "0.66 ± 0.04"), (0.66, 0.0123, "0.660 ± 0.012"), (0.66, 0.0195, "0.66 ± 0.02"),
+     (0.66, 0.098, "0.66 ± 0.10"), (123.4, 12.3, "123 ± 12"), (0.5, 0.0, "0.500"), (0.5, None, "0.500"),
+     (0.5, float("nan"), "0.500"), (0.2, 0.8, "0.2 ± 0.8"), (1e5, 4e3, "1.0e+05 ± 4000")],
+)  # fmt: skip
+def test_an_error_has_one_or_two_figures_and_the_value_as_many_places(
+    value: float, error: float | None, text: str
+) -> None:
+    assert with_error(value, error) == text
 
 
 @pytest.mark.parametrize(
