@@ -1,12 +1,13 @@
 """Find the attention modules of a checkpoint from its headers, and read them one at a time."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from qkspec.checkpoints.names import natural
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
 from qkspec.layouts.families import FAMILIES
+from qkspec.layouts.keyless import NO_SOFTMAX, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
@@ -34,8 +35,6 @@ SUSPECTS = frozenset(
     )
 )
 
-NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
-
 
 def plan(
     checkpoint: Checkpoint,
@@ -62,11 +61,14 @@ def plan(
     pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
     found, skipped = _without_copies(claims(names, pairs, parts))
-    chosen, problems = _chosen(finder, found, recurrent(names), forced=layout is not None)
-    skipped |= problems
+    keyless = without_keys(names)
+    reasons = dict.fromkeys(recurrent(names), NO_SOFTMAX) | keyless
+    chosen, problems = _chosen(finder, found, reasons, forced=layout is not None)
+    skipped |= keyless | problems
     if not chosen:
         raise next(
-            map(LayoutError, problems.values()), refuse.unrecognised(checkpoint, names, [row for row, _ in pairs])
+            map(LayoutError, problems.values()),
+            refuse.unrecognised(checkpoint, names, [row for row, _ in pairs], reasons),
         )
     guesses = {claim.anchor: "" if layout else _guess(claim) for claim in chosen}
     modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
@@ -103,7 +105,7 @@ def attention_layers(
 
 
 def _chosen(
-    finder: Finder, found: Mapping[str, list[Claim]], no_softmax: Collection[str], *, forced: bool
+    finder: Finder, found: Mapping[str, list[Claim]], reasons: Mapping[str, str], *, forced: bool
 ) -> tuple[list[Claim], dict[str, str]]:
     """Return the claims that hold, and why the modules are skipped that only a guess would read and that do not fit.
 
@@ -114,8 +116,8 @@ def _chosen(
     problems: dict[str, str] = {}
     for rivals in found.values():
         listed = forced or any(claim.called for claim in rivals)
-        if not listed and rivals[0].path in no_softmax:
-            problems[rivals[0].path] = NO_SOFTMAX
+        if not listed and rivals[0].path in reasons:
+            problems[rivals[0].path] = reasons[rivals[0].path]
             continue
         try:
             chosen.append(_settled(finder, rivals))
@@ -182,7 +184,7 @@ def _settled(finder: Finder, rivals: list[Claim]) -> Claim:
 def _why_unread(name: str) -> str:
     if "linear_attn" in name or "mamba" in name:
         return NO_SOFTMAX
-    return f"no layout reads {name}"
+    return TOKENS if name.rpartition(".")[2] == "query" else f"no layout reads {name}"
 
 
 def _guess(claim: Claim) -> str:

@@ -10,10 +10,14 @@ from qkspec.layouts.layout import Config, Layout, expression, fill
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
 OTHER_CONFIGS = ("quantization_config", "attn_config", "ffn_config", "generation_config")
+PARTS = ("encoder", "decoder", "generator", "text_encoder", "audio_encoder", "question_encoder")
 WORDS = {
     "vision": r"vision|visual|image|img|video|vit\b",
     "audio": r"audio|speech|sound",
     "text": r"text|language|llm",
+    "patch_model": r"patch_model|patch_encoder",  # DepthPro
+    "image_model": r"image_model|image_encoder",
+    "fov_model": r"fov",
 }
 
 
@@ -78,7 +82,7 @@ def scopes(config: Config, kinds: tuple[str, ...] = (), parent: str = "") -> Ite
     if len(kinds) >= 4:
         return
     for key, value in config.items():
-        named = (key.endswith("_config") and key not in OTHER_CONFIGS) or key in ("encoder", "decoder", "generator")
+        named = (key.endswith("_config") and key not in OTHER_CONFIGS) or key in PARTS
         if named and isinstance(value, Mapping):
             yield from scopes(value, (*kinds, key.removesuffix("_config")), kind)
 

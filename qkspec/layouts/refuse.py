@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError, UnknownLayoutError
+from qkspec.layouts.keyless import ATTENTION
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.modules import Module
 
@@ -53,7 +54,9 @@ def packed(checkpoint: Checkpoint, modules: Iterable[Module]) -> None:
                 )
 
 
-def unrecognised(checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequence[Layout]) -> LayoutError:
+def unrecognised(
+    checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequence[Layout], reasons: Mapping[str, str]
+) -> LayoutError:
     """Return the error for a checkpoint in which no layout finds its tensors, by the most telling reason there is."""
     endings = tuple(f".{mark}" for mark in PACKED)
     for name in (name for name in names if name.endswith(endings)):
@@ -62,6 +65,9 @@ def unrecognised(checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequenc
                 return LayoutError(f"{_file(checkpoint)} holds {how} ({name}); {DEQUANTISE}")
     if not names:
         return LayoutError(f"{_file(checkpoint)} holds no tensors")
+    if reasons:
+        path, why = next(iter(reasons.items()))
+        return LayoutError(f"{_file(checkpoint)} has nothing to measure: {path or 'it'} uses {why}")
     stated = checkpoint.config.get("model_type")
     sample = ", ".join(sorted(names)[:3])
     if isinstance(stated, str) and rows and any(stated in row.model_types for row in rows):
@@ -70,6 +76,10 @@ def unrecognised(checkpoint: Checkpoint, names: Mapping[str, str], rows: Sequenc
             f"{_file(checkpoint)} calls itself {stated}, but has no tensor like {wanted} (it has {sample}, …)"
         )
     what = f"model_type {stated!r}" if isinstance(stated, str) else "a model without a model_type"
+    if isinstance(stated, str) and not any(ATTENTION.search(name) for name in names):
+        return LayoutError(
+            f"{_file(checkpoint)}: {what} has no tensor that is called after attention: nothing to measure"
+        )
     return UnknownLayoutError(
         f"{_file(checkpoint)}: {what} with tensors like {sample} matches no known layout; "
         "`qkspec inspect` drafts a layout file for --layout"

@@ -1,0 +1,26 @@
+"""What looks like attention and has no query-key matrix: said by name, so that nobody takes silence for health."""
+
+import re
+from collections.abc import Iterable
+
+NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
+TOKENS = "a parameter that is called query: learned tokens, and no projection"
+
+# How a tensor's name ends ▸ why its module has no spectrum.
+KEYLESS = {
+    "sampling_offsets.weight": "deformable attention: a query alone says where to look and how much; there are no keys",
+    ".w_g": "additive attention: queries are summed before any meets a key, so there is no query-key matrix",
+    "channel_attn.qkv.weight": "attention between channels: tokens are what is summed over, so no logit holds W_q'W_k",
+    "qkv_proj.convolution.weight": "linear attention: one number a token stands in for its query, and meets no key",
+}
+ENDINGS = tuple(KEYLESS)
+ATTENTION = re.compile(r"att(?:e?n|_)|query|[qk]_?proj|qkv|(^|[._])w?[qk](_|\.|$)|in_proj|lstm|mixer", re.IGNORECASE)
+
+
+def without_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return the paths of modules that look like attention and multiply no query with a key, each with why."""
+    return {
+        name.removesuffix(".weight").rpartition(".")[0]: next(why for end, why in KEYLESS.items() if name.endswith(end))
+        for name in names
+        if name.endswith(ENDINGS)
+    }
