@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec import __version__, courses, curve, metrics, theorem, trajectory
+from qkspec import __version__, courses, curve, energy, theorem, trajectory
 from qkspec.baseline import Bands
 from qkspec.courses import Courses
 from qkspec.curve import Curve, Trouble
@@ -133,7 +133,7 @@ class Report:
     def random_band(self, row: int) -> tuple[float, float, float]:
         """Return what random weights of a row's shape show: 5th and 95th percentile of SEC(d_q, s*), median rank."""
         d, d_q = (int(self.readings[name][row]) for name in ("d_model", "d_q"))
-        return metrics.random_init(d, d, d_q, metrics.star(d_q))
+        return energy.random_init(d, d, d_q, energy.star(d_q))
 
 
 def assemble(
@@ -261,6 +261,6 @@ def _random_ranks(readings: Readings) -> F64:
     out = np.empty(len(readings))
     shapes = np.stack([readings["d_model"], readings["d_q"]], axis=1).astype(np.int64)
     for d, d_q in set(zip(*shapes.T.tolist(), strict=True)):  # np.unique would import numpy.ma
-        rank = metrics.random_init(int(d), int(d), int(d_q), metrics.star(int(d_q)))[2]
+        rank = energy.random_init(int(d), int(d), int(d_q), energy.star(int(d_q)))[2]
         out[(shapes == (d, d_q)).all(axis=1)] = rank
     return out

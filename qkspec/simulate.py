@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qkspec import attention, metrics, theorem
+from qkspec import attention, energy, metrics, theorem
 from qkspec.attention import map_indices
 from qkspec.errors import UsageError
 from qkspec.qk import QKLayer
@@ -119,7 +119,7 @@ def _mode(name: str, u: F64, sigma: F64, v: F64, x: F32, setup: Setup, limits: L
     for index in ("entropy", "rank", "diagonal", "columns"):
         values[f"predicted_{index}"] = getattr(indices, index)
     readings = Readings(values)
-    rank = np.array([metrics.random_init(setup.d, setup.d, setup.d_q, metrics.star(setup.d_q))[2]])
+    rank = np.array([energy.random_init(setup.d, setup.d, setup.d_q, energy.star(setup.d_q))[2]])
     return Mode(
         name,
         found[0],

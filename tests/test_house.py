@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "clean", "__init__"),
     ("qk", "latent", "spectrum", "spectrum_torch", "attention", "readings", "theorem", "engine"),
-    ("metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
+    ("energy", "metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),
     ("analysis", "judging", "activations", "embeddings", "maps", "measuring", "streaming", "cache", "terms"),

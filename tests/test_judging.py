@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from build import collapsed_layer, random_layer, table
 
-from qkspec import analyze, judging, metrics
+from qkspec import analyze, energy, judging
 from qkspec.baseline import Bands
 from qkspec.curve import Curve
 from qkspec.metrics import names
@@ -100,7 +100,7 @@ def test_under_qk_norm_the_gains_make_the_run(gain, share):
 def test_the_random_band_is_that_of_the_heads_shape():
     report = assembled([table(random_layer(d_q=16, d=64))])
     low, high, rank = report.random_band(0)
-    assert (low, high, rank) == metrics.random_init(64, 64, 16, 1)
+    assert (low, high, rank) == energy.random_init(64, 64, 16, 1)
     assert low * 0.9 <= report.readings.metric("sec_1")[0] <= high * 1.1
 
 

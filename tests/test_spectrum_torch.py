@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import exact_values, planted, product_values
 
-from qkspec import metrics, spectrum, spectrum_torch
+from qkspec import energy, spectrum, spectrum_torch
 from qkspec.spectrum import Weights
 
 DEVICES = [
@@ -142,7 +142,7 @@ def test_a_shape_of_real_size_in_float32():
     q, k = (0.02 * rng.standard_normal((n, 128, 2048), dtype=np.float32) for n in (4, 1))
     exact, found = spectrum.spectra(q, k).sigma, spectrum_torch.spectra(q, k, device="cpu", single=True).sigma
     assert np.abs(found[:, 0] / exact[:, 0] - 1).max() < 1e-7
-    assert np.abs(metrics.sec(found, 8) - metrics.sec(exact, 8)).max() < 1e-7
+    assert np.abs(energy.sec(found, 8) - energy.sec(exact, 8)).max() < 1e-7
 
 
 def test_the_cpu_path_imports_no_torch():

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from qkspec.analysis import Report
-from qkspec.metrics import random_init, sec
+from qkspec.energy import random_init, sec
 from qkspec.reports.palette import LOOKS, SERIES
 from qkspec.reports.style import BAND, FAINT, inert, panels, save, styled
 from qkspec.reports.trajectories import MAX_RUNS, freezing_trajectories, sigma1_trajectories

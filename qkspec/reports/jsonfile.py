@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from qkspec.analysis import SCHEMA, Report
-from qkspec.metrics import star
+from qkspec.energy import star
 from qkspec.readings import plain
 from qkspec.reports.view import RunView, against_baseline, evidence, views
 from qkspec.theorem import GRAVITY, Condition, Verdict

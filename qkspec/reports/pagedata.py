@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from qkspec.baseline import SHARES, SIZES, Bands
 from qkspec.clean import clean
+from qkspec.energy import random_init, sec
 from qkspec.judging import Story
-from qkspec.metrics import METRICS, random_init, sec
+from qkspec.metrics import METRICS
 from qkspec.reports.bands import band_of
 from qkspec.reports.losses import thinned
 from qkspec.reports.packing import base64, log_spaced, pack, spaced
