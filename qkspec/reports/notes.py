@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qkspec.reports.view import RunView, condition_text, head_name, loss_sentence, surge_sentence
+from qkspec.reports.view import QUIET, RunView, condition_text, head_name, loss_sentence, surge_sentence
 from qkspec.theorem import CERTAIN, SUSPECT, Verdict
 
 Note = tuple[str, str]  # a word, and a sentence of what it names
@@ -52,20 +52,27 @@ def _loss(view: RunView) -> Iterator[Note]:
 
 
 def _flags(view: RunView) -> Iterator[Note]:
-    """Say which heads surged, when growth set in, and which have stopped moving."""
+    """Say which heads surged, which kept their spectrum, and when growth set in of those that are in trouble now.
+
+    Growth that set in and ended well is learning: of healthy heads nothing is said.
+    """
     if view.story is None or not view.has_steps:
         return
     course, said = view.story.courses, []
-    for what, since, steps in (
-        ("surged", "by", course.surge),
-        ("began to grow faster", "by", course.onset.step),
-        ("began to grow faster in κ", "by", course.onset_freezing.step),
-        ("stood still", "from", course.stagnant),
+    last = view.grid[-1]
+    bad = np.array([row >= 0 and view.verdict(int(row)) not in QUIET for row in last], dtype=bool)
+    every = np.ones(len(last), dtype=bool)
+    for what, since, among, steps in (
+        ("surged", "by", every, course.surge),
+        ("began to grow faster", "by", bad, course.onset.step),
+        ("began to grow faster in κ", "by", bad, course.onset_freezing.step),
+        ("kept the shape of their spectrum", "from", every, course.stagnant),
     ):
-        known = np.isfinite(steps)
+        known = np.isfinite(steps) & among
         if known.any():
-            first = int(np.nanargmin(steps))
-            start = f"{known.sum()} of {len(steps)} heads {what}"
+            first = int(np.nanargmin(np.where(known, steps, np.nan)))
+            of = f"{among.sum()} heads" if among is every else f"{among.sum()} heads that are not healthy"
+            start = f"{known.sum()} of {of} {what}"
             said.append(f"{start}, {_head(view, view.story.heads[first])} first, {since} step {steps[first]:.0f}")
     if said:
         yield "also", "; ".join(said)
@@ -77,12 +84,12 @@ def _forecast(view: RunView) -> Iterator[Note]:
         return
     forecast = view.story.courses.forecast
     head = int(np.nanargmin(forecast.step))
-    until = f"{forecast.high[head]:.0f}" if math.isfinite(forecast.high[head]) else "never"
+    until = f"to {forecast.high[head]:.0f}" if math.isfinite(forecast.high[head]) else "or never"
+    when = f"by step {forecast.step[head]:.0f}" if forecast.step[head] > view.steps[-1] else "at any moment"
     yield (
         "trend",
-        f"if it goes on, {_head(view, view.story.heads[head])} is large (κ ≥ {view.report.limits.freezing:g})"
-        f" by step {forecast.step[head]:.0f}"
-        f" (90 % interval {forecast.low[head]:.0f} to {until}, from {forecast.points} checkpoints)",
+        f"if it goes on, {_head(view, view.story.heads[head])} is large (κ ≥ {view.report.limits.freezing:g}) {when}"
+        f" ({forecast.low[head]:.0f} {until} by the scatter of {forecast.points} checkpoints)",
     )
 
 

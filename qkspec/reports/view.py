@@ -202,6 +202,7 @@ def state_sentence(view: RunView) -> str:
     return text
 
 
+_BAD = Verdict.MALIGNANT
 _UNSHARED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
 
 
@@ -212,7 +213,10 @@ def turn_sentence(view: RunView) -> str:
         return "no head was malignant at any checkpoint"
     others = view.counts(view.index_of(row))[Verdict.MALIGNANT] - 1
     more = f", with {others} more" if others else ""
-    return f"{view.at(view.index_of(row))}: {head_name(view, row)} turned malignant{more}"
+    index, column = (int(place) for place in np.argwhere(view.grid == row)[0])
+    now = int(view.grid[-1, column])
+    ended = f"; at {view.at(-1)} it is {view.verdict(now).value}" if now >= 0 and view.verdict(now) is not _BAD else ""
+    return f"{view.at(index)}: {head_name(view, row)} turned malignant{more}{ended}"
 
 
 def surge_sentence(view: RunView) -> str:
