@@ -13,10 +13,11 @@ from qkspec.qk import Array
 Rows = NDArray[np.intp]
 
 
-def rows_of(part: str, parts: str, units: int | None, counts: Heads) -> Rows:
+def rows_of(part: str, parts: str, units: int | None, counts: Heads, v_width: int = 1) -> Rows:
     """Return the row numbers of one part ("q", "k") of a tensor, head after head.
 
-    The tensor's rows fall into ``units`` equal runs (None: one a key head); a run holds its share of each part.
+    The tensor's rows fall into ``units`` equal runs (None: one a key head); a run holds its share of each part. A value
+    head is ``v_width`` times as wide as a key head.
 
     Raises:
         LayoutError: the heads do not divide among the runs.
@@ -30,7 +31,7 @@ def rows_of(part: str, parts: str, units: int | None, counts: Heads) -> Rows:
         "q": counts.heads // runs,
         "g": counts.heads // runs,
         "k": counts.kv_heads // runs,
-        "v": counts.kv_heads // runs,
+        "v": counts.kv_heads // runs * v_width,
     }
     before = sum(share[name] for name in parts[: parts.index(part)]) * counts.d_q
     run = sum(share[name] for name in parts) * counts.d_q
@@ -62,9 +63,14 @@ def parts_of(row: Layout, counts: Heads) -> tuple[Rows, Rows]:
     match row.weights:
         case Separate(q_parts=q_parts, k_parts=k_parts, q_units=q_units, k_units=k_units):
             q_units = counts.heads if q_units is None else q_units
-            return rows_of("q", q_parts, q_units, counts), rows_of("k", k_parts, k_units, counts)
-        case Fused(units=units, parts=parts):
-            return rows_of("q", parts, units, counts), rows_of("k", parts, units, counts)
+            if row.weights.experts:
+                asked = np.arange(counts.heads * counts.d_q).reshape(-1, counts.kv_heads, counts.d_q)
+                k_rows = rows_of("k", k_parts, k_units, counts, row.weights.v_width)
+                return asked.swapaxes(0, 1).ravel(), k_rows
+            v_width = row.weights.v_width
+            return rows_of("q", q_parts, q_units, counts), rows_of("k", k_parts, k_units, counts, v_width)
+        case Fused(units=units, parts=parts, v_width=v_width):
+            return rows_of("q", parts, units, counts, v_width), rows_of("k", parts, units, counts, v_width)
         case _:
             raise LayoutError(f"{row.name}: a latent layout has no rows of its own for q and k")
 

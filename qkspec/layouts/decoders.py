@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from qkspec.layouts.facts import fixed, from_key, gpt2_scale, latent_scale, times_key
-from qkspec.layouts.layout import RAW, Fused, InputNorm, Latent, Layout, QKNormAt, RotaryRule, Separate
+from qkspec.layouts.facts import beam_scale, fixed, from_key, gpt2_scale, times_key
+from qkspec.layouts.layout import HEADS, RAW, Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
 
 # A row is read across, not down.
 # fmt: off
@@ -21,17 +21,13 @@ LLAMA = Layout(
     ("llama", "mistral", "mixtral", "ministral3", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl",
      "qwen2_5_vl_text", "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "internlm3", "solar_open",
      "iquestcoder", "higgs_audio_v2", "csm", "emu3_text_model", "unlimited_ocr_text",
-     "qwen2_5_omni_text"),
+     "qwen2_5_omni_text", "ministral", "doge", "paddleocr_vl_text", "voxtral_realtime_text",
+     "csm_depth_decoder_model", "qwen2_5_omni_talker", "lfm3", "deepseek_ocr2_text"),
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
-MLA = Latent(
-    "layers.{}.self_attn.q_proj", "layers.{}.self_attn.q_a_proj", "layers.{}.self_attn.q_b_proj",
-    "layers.{}.self_attn.kv_a_proj_with_mqa", "layers.{}.self_attn.kv_b_proj",
-    "layers.{}.self_attn.q_a_layernorm", "layers.{}.self_attn.kv_a_layernorm",
-)
-DEEPSEEK = Layout("deepseek", ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "mistral4", "youtu", "axk1"), MLA,
-    kv_heads=(), head_dim=(), norm=RMS, rotary=RotaryRule("adjacent", end=True), scale=latent_scale, causal=True)
 OTHER = ("the keys come from another model",)
+GROWING = ("layers that do not rotate scale queries by their position",)
+SPARSE = ("each token attends to those that a second, small attention chooses",)
 SINK = ("a learned sink takes part in every softmax",)
 # fmt: on
 
@@ -128,7 +124,7 @@ DECODERS = (
     like_llama("glm4_moe", "glm4_moe", "glm4v_moe_text", rotary=RotaryRule(share=0.5)),
     like_llama("glm", "glm", "glm4", "glm4v_text", "glm_ocr_text", rotary=RotaryRule("adjacent", 0.5)),
     like_llama("helium", rotary=ADJACENT),
-    like_llama("ernie4_5", "ernie4_5", "ernie4_5_moe", rotary=ADJACENT),
+    like_llama("ernie4_5", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe_text", rotary=ADJACENT),
     like_llama("granite", "granite", "granitemoe", "granitemoeshared", "granite_swa", "granitemoe_swa", "hyperclovax",
         "granite4_vision_text", "granite_docling_text",
         scale=from_key("attention_multiplier")),
@@ -161,7 +157,7 @@ DECODERS = (
     like_llama("nanochat", norm=InputNorm(None, "rms"), qk_norm=QKNormAt(None, None, flag="model_type"),
         remarks=("it rotates backwards: offset Δ here is -Δ there",)),
     like_llama("llama4", "llama4_text", rotary=ADJACENT, qk_norm=QKNormAt(None, None, flag="use_qk_norm"),
-        remarks=("layers that do not rotate scale queries by their position",)),
+        remarks=GROWING),
     like_llama("lfm2", "lfm2", "lfm2_moe", norm=InputNorm("layers.{}.operator_norm", "rms"),
         qk_norm=replace(PER_HEAD_LN, kind="rms")),
     like_llama("qwen3_next", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", norm=GEMMA, qk_norm=replace(PER_HEAD,
@@ -175,6 +171,36 @@ DECODERS = (
     like_llama("mllama", "mllama_text_model", block="cross", weights=Separate("layers.{}.cross_attn.q_proj",
         "layers.{}.cross_attn.k_proj"), qk_norm=QKNormAt("layers.{}.cross_attn.q_norm", "layers.{}.cross_attn.k_norm"),
         rotary=None, causal=False, k_norm=RAW, unknown=OTHER),
+    like_llama("qwen3_next", "qwen4_exp_text", norm=None, qk_norm=replace(PER_HEAD, offset=1.0), remarks=SPARSE,
+        weights=replace(QK, q_parts="qg", q_units=None)),
+    like_llama("laguna", heads=("num_attention_heads_per_layer", *HEADS)),
+    like_llama("step3p5", norm=GEMMA, qk_norm=replace(PER_HEAD, offset=1.0),
+        scale=from_key("query_pre_attn_scalar", -0.5)),
+    like_llama("beam", rotary=WINDOWED, scale=beam_scale, remarks=GROWING),
+    like_llama("minimax_m3", "minimax_m3_vl_text", norm=GEMMA, remarks=SPARSE, qk_norm=replace(PER_HEAD, offset=1.0)),
+    like_llama("molmo2", "molmo2_text", qk_norm=PER_HEAD),
+    *(like_llama("molmo2", "molmo2_text", weights=Fused(f"{at}.self_attn.att_proj"),
+        norm=InputNorm(f"{at}.attn_norm", "rms"),
+        qk_norm=QKNormAt(f"{at}.self_attn.q_norm", f"{at}.self_attn.k_norm"))
+        for at in ("layers.{}", "transformer.blocks.{}")),
+    like_llama("muse", "muse_glimmer_text", "muse_spark_text", norm=GEMMA, scale=times_key("qk_scale_factor"),
+        qk_norm=QKNormAt(None, None, flag="qk_scale_factor")),
+    like_llama("muse_glimmer_assistant", causal=False,
+        remarks=("states of the model that it drafts for are keys as well",)),
+    like_llama("cohere_compass", "cohere_compass_text"),
+    like_llama("hrm_text", norm=InputNorm(None, "rms"), kv_heads=()),
+    like_llama("hrm_text", norm=InputNorm(None, "rms"), kv_heads=(), weights=Fused("layers.{}.attn.gqkv_proj",
+        parts="gqkv")),
+    like_llama("esmc", norm=LN, qk_norm=replace(FULL, kind="layer"), causal=False),
+    like_llama("gemma3n", "gemma3n_text", scale=fixed(1.0)),
+    like_llama("gemma4", "gemma4_text", "gemma4_unified_text", "diffusion_gemma_text", "embedding_gemma2_text",
+        scale=fixed(1.0)),
+    like_llama("hunyuan_v1", "hunyuan_vl_text",
+        qk_norm=QKNormAt("layers.{}.self_attn.query_layernorm", "layers.{}.self_attn.key_layernorm")),
+    like_llama("glm_image", "glm_image_text"),
+    like_llama("jetmoe", weights=Separate("layers.{}.self_attention.experts.input_linear",
+        "layers.{}.self_attention.kv_proj", k_parts="kv", experts=True), heads=(), head_dim=("kv_channels",),
+        remarks=("each token asks with the queries of a few experts",)),
     like_llama("diffllama", remarks=("each map is the difference of two softmaxes, of which this is one",)),
     like_llama("eurobert", causal=False),
     like_llama("biogpt", norm=InputNorm("layers.{}.self_attn_layer_norm"), rotary=None),
@@ -187,11 +213,5 @@ DECODERS = (
     like_llama("opt", weights=Separate("decoder.layers.{}.self_attn.q_proj", "decoder.layers.{}.self_attn.k_proj"),
         rotary=None, norm=InputNorm("decoder.layers.{}.final_layer_norm", first=""),
         when={"do_layer_norm_before": False}, kv_heads=(), full=True),
-    # multi-head latent attention
-    DEEPSEEK,
-    replace(DEEPSEEK, name="deepseek sparse", model_types=("deepseek_v32", "glm_moe_dsa"),
-        remarks=("each token attends to those that a second, small attention chooses",)),
-    Layout("minicpm3", ("minicpm3",), MLA, kv_heads=(), head_dim=(), norm=RMS, rotary=RotaryRule(end=True),
-        causal=True),
 )
 # fmt: on

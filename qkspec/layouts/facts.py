@@ -59,6 +59,12 @@ def times_key(key: str, power: float = 1.0) -> ScaleRule:
     return scale
 
 
+def beam_scale(config: Config, d_q: int, layer: int) -> float:
+    """Return 1/√d_q, in layers without rotation times the factor (1 + n/2048)^0.1 of the first token, n = 1."""
+    turns = _listed(config, "layer_types", layer) == "sliding_attention"
+    return inverse_root(config, d_q, layer) * (1.0 if turns else (1 + 1 / 2048) ** 0.1)
+
+
 def gpt2_scale(config: Config, d_q: int, layer: int) -> float:
     """Return GPT-2's scale: 1/√d_q unless switched off, over (layer + 1) with inverse layer scaling."""
     scale = 1.0 if config.get("scale_attn_weights") is False else inverse_root(config, d_q, layer)
@@ -86,7 +92,9 @@ def rope_parameters(config: Config, layer: int) -> dict[str, Any]:
         if isinstance(value, dict):
             kinds = config.get("layer_types")
             kind = kinds[layer] if isinstance(kinds, list) and layer < len(kinds) else None
-            nested = value.get(kind) if isinstance(kind, str) else None
+            # DeepSeek-V4 names them after what a layer's keys are, not after the layer's type
+            rotates = kind if kind in value else "main" if kind == "sliding_attention" else "compress"
+            nested = value.get(rotates) if isinstance(kind, str) else None
             found |= nested if isinstance(nested, dict) else value
     return found
 
@@ -102,7 +110,7 @@ def rotary(row: Layout, config: Config, d_q: int, layer: int) -> Rotary | None:
         and _listed(config, "layer_types", layer) != rule.only
     ):
         return None
-    if _listed(config, "no_rope_layers", layer) in (0, False):
+    if 0 in (_listed(config, "no_rope_layers", layer), _listed(config, "layer_rope_theta", layer)):
         return None
     settings = rope_parameters(config, layer)
     theta = (
@@ -126,6 +134,15 @@ def _listed(config: Config, key: str, layer: int) -> object | None:
     """Return a layer's entry in a list of the config, or None where there is none."""
     values = config.get(key)
     return values[layer] if isinstance(values, list) and layer < len(values) else None
+
+
+def borrows_keys(config: Config, numbers: tuple[int, ...]) -> bool:
+    """Return whether a layer takes its keys from a layer before it (Gemma 3n and 4, Mistral Large 4)."""
+    layers, shared = number(config, "num_hidden_layers"), number(config, "num_kv_shared_layers")
+    if len(numbers) != 1:
+        return False
+    source = _listed(config, "kv_source_layers", numbers[0])
+    return source not in (None, numbers[0]) or 0 < (layers or 0) - numbers[0] <= (shared or 0)
 
 
 def yarn_factor(config: Config, layer: int) -> float:

@@ -2,8 +2,9 @@
 
 from qkspec.layouts.decoders import DECODERS
 from qkspec.layouts.encoders import ENCODERS
+from qkspec.layouts.latents import LATENTS
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.originals import ORIGINALS
 from qkspec.layouts.vision import VISION
 
-FAMILIES: tuple[Layout, ...] = (*DECODERS, *ENCODERS, *VISION, *ORIGINALS)
+FAMILIES: tuple[Layout, ...] = (*DECODERS, *LATENTS, *ENCODERS, *VISION, *ORIGINALS)

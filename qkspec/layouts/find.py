@@ -6,8 +6,9 @@ from qkspec.checkpoints.names import natural
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
+from qkspec.layouts.facts import borrows_keys
 from qkspec.layouts.families import FAMILIES
-from qkspec.layouts.keyless import NO_SOFTMAX, TOKENS, without_keys
+from qkspec.layouts.keyless import BORROWED, NO_SOFTMAX, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
@@ -118,6 +119,9 @@ def _chosen(
         listed = forced or any(claim.called for claim in rivals)
         if not listed and rivals[0].path in reasons:
             problems[rivals[0].path] = reasons[rivals[0].path]
+            continue
+        if listed and borrows_keys(rivals[0].scope.config, rivals[0].numbers):
+            problems[rivals[0].path] = BORROWED
             continue
         try:
             chosen.append(_settled(finder, rivals))

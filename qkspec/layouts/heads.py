@@ -1,7 +1,7 @@
 """Head counts: from the config, or from a tensor whose shape carries them, and never from a square matrix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qkspec.errors import LayoutError
@@ -61,11 +61,40 @@ def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = 
 
 def given(row: Layout, config: Config, numbers: tuple[int, ...], side: str = "") -> Given:
     """Return what the config says about a module's heads; ``side`` is the half of a pair that it lies in."""
+    config = of_layer(config, numbers)
+    if row.depths:
+        numbers = (stage_of(numbers[0], look_up(config, (row.depths,))), *numbers[1:])
     heads = count(config, sided(row.heads, config, side), numbers)
     if heads is not None and row.head_ratio is not None:
-        heads = max(1, heads // (count(config, (row.head_ratio,)) or 1))
+        ratio = row.head_ratio if isinstance(row.head_ratio, int) else (row.head_ratio,)
+        heads = max(1, heads // (count(config, ratio) or 1))
     kv_heads = heads if row.kv_heads == () else count(config, row.kv_heads or (), numbers)
     return Given(heads, kv_heads, count(config, row.head_dim, numbers))
+
+
+def of_layer(config: Config, numbers: tuple[int, ...]) -> Config:
+    """Return the config with what it says of one layer alone (``per_layer_config``) in place of what it says of all."""
+    apart = config.get("per_layer_config")
+    if not isinstance(apart, Mapping) or not numbers:
+        return config
+    own = apart.get(str(numbers[0]), apart.get(numbers[0]))
+    return {**config, **own} if isinstance(own, Mapping) else config
+
+
+def stage_of(block: int, depths: object) -> int:
+    """Return the stage of a block that is numbered through all stages, from the count of blocks in each.
+
+    Raises:
+        LayoutError: the counts are no list of whole numbers, or too few.
+    """
+    counts = depths if isinstance(depths, list) else []
+    for stage, blocks in enumerate(counts):
+        if not isinstance(blocks, int):
+            break
+        if block < blocks:
+            return stage
+        block -= blocks
+    raise LayoutError(f"config.json: blocks by stage are {depths!r}, which does not say where each block lies")
 
 
 def sided(keys: tuple[str, ...] | int, config: Config, side: str) -> tuple[str, ...] | int:
@@ -95,19 +124,23 @@ def settle(row: Layout, known: Given, shapes: Sequence[tuple[int, ...]], where: 
     heads = known.heads
     match row.weights:
         case Separate() as cut:
-            q_rows, k_rows = shapes[0][0] // len(cut.q_parts), shapes[1][0] // len(cut.k_parts)
+            shares = len(cut.k_parts) + ("v" in cut.k_parts) * (cut.v_width - 1)
+            q_rows, k_rows = shapes[0][0] // len(cut.q_parts), shapes[1][0] // shares
             d_q, rest = divmod(q_rows, heads)
             kv_heads = known.kv_heads or (k_rows // d_q if d_q else 0)
             fits = rest == 0 and kv_heads * d_q == k_rows
-            fits = fits and shapes[0][0] == q_rows * len(cut.q_parts) and shapes[1][0] == k_rows * len(cut.k_parts)
-        case Fused():
+            fits = fits and shapes[0][0] == q_rows * len(cut.q_parts) and shapes[1][0] == k_rows * shares
+        case Fused(v_width=v_width, parts=parts):
             kv_heads = known.kv_heads or heads
-            d_q, rest = divmod(shapes[0][0], heads + 2 * kv_heads)
+            d_q, rest = divmod(shapes[0][0], heads * (1 + ("g" in parts)) + (1 + v_width) * kv_heads)
             fits = rest == 0
         case _:
             kv_heads, (kv_b, kv_a, q_rows, *_) = heads, [shape[0] for shape in shapes]
             rope = kv_a - shapes[0][1]
             d_q, rest = divmod(q_rows, heads)
+            if row.weights.joined and known.head_dim:
+                values, d_q = kv_b // heads - known.head_dim, known.head_dim + rope
+                rest = q_rows - heads * (d_q + values)
             fits = rest == 0 and 0 <= rope < d_q and kv_b % heads == 0 and kv_b // heads > d_q - rope
     if not fits or d_q < 1 or kv_heads < 1 or heads % kv_heads:
         raise LayoutError(
@@ -142,6 +175,8 @@ def matrix_shape(shape: tuple[int, ...], row: Layout) -> tuple[int, ...]:
         shape = shape[:-1]
     if isinstance(row.weights, Separate) and row.weights.heads_first and len(shape) == 3:
         return (shape[0] * shape[2], shape[1])
+    if isinstance(row.weights, Separate) and row.weights.experts and len(shape) == 3:
+        return (shape[0] * shape[1], shape[2])
     if len(shape) >= 2 and row.inputs_first:
         return (math.prod(shape[1:]), shape[0])
     if len(shape) != 2:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
+BORROWED = "its keys are those that a layer before it made of other inputs: no W_q'W_k of its own"
 TOKENS = "a parameter that is called query: learned tokens, and no projection"
 
 # How a tensor's name ends ▸ why its module has no spectrum.

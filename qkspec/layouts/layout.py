@@ -38,6 +38,9 @@ class Separate:
         q_units, k_units: equal runs of rows that each hold their share of those parts; None: one a head.
         heads_first: stored as (heads, d, d_q), as TransformerLens does.
         groups: config key of the groups of a grouped 1x1 convolution, whose matrix is block-diagonal.
+        q_a, q_norm: pattern of the first factor of a q that is a product, and of the RMS norm between the two.
+        experts: q is stored as (experts, rows, d): every expert has queries of its own for each key head.
+        v_width: how many times as wide as a key head a value head is, where values share a tensor (LeViT).
     """
 
     q: str
@@ -48,6 +51,10 @@ class Separate:
     k_units: int | None = 1
     heads_first: bool = False
     groups: tuple[str, str] | None = None
+    q_a: str = ""
+    q_norm: str = ""
+    experts: bool = False
+    v_width: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,13 @@ class Fused:
         qkv: pattern of the weight.
         units: number of runs; None: one a key head.
         parts: order of the parts within a run ("qvk" in CodeGen).
+        v_width: as in Separate.
     """
 
     qkv: str
     units: int | None = 1
     parts: str = "qkv"
+    v_width: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,9 @@ class Latent:
         kv_a: (r + rope, d): the latent's rows, then the shared rotary rows.
         kv_b: (heads * (nope + v), r): per head its key rows, then its value rows.
         q_norm, kv_norm: the RMS norms between the factors, "" where there is none.
+        scaled: latents of r entries are multiplied by √(d / r) behind their norms (LongCat).
+        joined: q_b is handed the latent behind its norm and, after it, the latent itself; gates as wide as a value
+            follow each head's queries. head_dim then names the width of a head without its rotary rows.
     """
 
     q: str
@@ -84,6 +96,8 @@ class Latent:
     kv_b: str
     q_norm: str = ""
     kv_norm: str = ""
+    scaled: bool = False
+    joined: bool = False
 
 
 Weights = Separate | Fused | Latent
@@ -169,9 +183,12 @@ class Layout:
         heads, kv_heads, head_dim: config keys, first found wins; a number where the family fixes it. "{side}" in a key
             is "encoder" or "decoder", as the path says. kv_heads = () says that every query head has its own key head,
             None that shapes tell.
-        head_ratio: config key by which the stated count of heads is divided (ConvBERT).
+        head_ratio: config key, or number, by which the stated count of heads is divided (ConvBERT).
+        depths: config key that lists the blocks of each stage, where blocks are numbered through and heads are listed
+            by stage (Hiera in SAM 2).
         heads_at: pattern of a tensor beside the weights, and its axis whose length is the count of heads.
-        head_width: the width of a head where nothing tells their count and the code that wrote the file fixes it.
+        head_width: the width of a head where nothing tells their count and the code that wrote the file fixes it, or
+            the config key that tells it.
         when: config facts that must hold for this row ("multi_query": True),
             a missing key reading as None; a tuple holds
             every value that will do.
@@ -180,6 +197,8 @@ class Layout:
         full: the heads together are exactly as wide as the input, which tells a transposed weight from a plain one.
         qk_norm, rotary: or None.
         biases: names of a fused weight's bias, or of q's and k's, where they are not the weight's with ``.bias``.
+        gain: pattern of a learned factor on each coordinate of a query, stored before a softplus (TimesFM).
+        batch_norm: patterns of the batch norms behind a fused weight, or behind q's and k's (LeViT); folded into both.
         softcap, clamp, context: config keys.
         causal: whether a token sees only those before it.
         softmax: False for linear attention.
@@ -198,9 +217,10 @@ class Layout:
     heads: tuple[str, ...] | int = HEADS
     kv_heads: tuple[str, ...] | int | None = KV_HEADS
     head_dim: tuple[str, ...] = HEAD_DIM
-    head_ratio: str | None = None
+    head_ratio: str | int | None = None
+    depths: str = ""
     heads_at: tuple[str, int] | None = None
-    head_width: int | None = None
+    head_width: int | str | None = None
     when: Mapping[str, object] = field(default_factory=dict)
     scale: ScaleRule = inverse_root
     norm: InputNorm | None = None
@@ -209,6 +229,8 @@ class Layout:
     qk_norm: QKNormAt | None = None
     rotary: RotaryRule | None = None
     biases: tuple[str | None, ...] | None = None
+    gain: str | None = None
+    batch_norm: tuple[str, ...] = ()
     softcap: str | None = None
     clamp: str | None = None
     context: tuple[str, ...] = ()
@@ -247,8 +269,8 @@ class Layout:
     def patterns(self) -> tuple[str, ...]:
         """Return the patterns of the weights; the first is the one that a checkpoint is searched for."""
         match self.weights:
-            case Separate(q=q, k=k):
-                return (q, k)
+            case Separate(q=q, k=k, q_a=q_a):
+                return (q, k, q_a) if q_a else (q, k)
             case Fused(qkv=qkv):
                 return (qkv,)
             case Latent(q=q, q_a=q_a, q_b=q_b, kv_a=kv_a, kv_b=kv_b):

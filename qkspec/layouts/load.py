@@ -19,8 +19,9 @@ from qkspec.layouts.cut import (
     take,
 )
 from qkspec.layouts.heads import group_count
-from qkspec.layouts.layout import InputNorm, Latent, QKNormAt, Separate
+from qkspec.layouts.layout import InputNorm, Latent, QKNormAt
 from qkspec.layouts.modules import Module, Plan
+from qkspec.layouts.roles import BATCH_NORM
 from qkspec.qk import Array, Factored, Norm, QKLayer, QKNorm
 
 
@@ -42,7 +43,11 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         q, k, q_factors, k_factors = _latent(store, module)
     else:
         q, k = _weights(store, module)
+        if "q_a" in module.roles:
+            q, q_factors = _second_factor(store, module, q)
     q_bias, k_bias = _biases(store, module)
+    q, q_bias = _folded(store, module, "q", q, q_bias)
+    k, k_bias = _folded(store, module, "k", k, k_bias)
     q_input = _norm(store, module, "q_input", row.norm)
     k_input = _norm(store, module, "k_input", row.k_norm) if row.k_norm is not None else q_input
     return QKLayer(
@@ -80,6 +85,15 @@ def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None
     for role, width in widths.items():
         if role in gains and width is not None and gains[role].size != width:
             raise LayoutError(f"{module.name}: {roles[role]} has {gains[role].size} entries for a latent of {width}")
+    assert isinstance(module.row.weights, Latent)
+    if module.row.weights.joined:
+        read["q_a"] = np.concatenate([read["q_a"], read["q_a"]])
+        read["q_b"] = (
+            read["q_b"].reshape(counts.heads, -1, len(read["q_a"]))[:, : counts.d_q].reshape(-1, len(read["q_a"]))
+        )
+    if module.row.weights.scaled:
+        for role in {"q_b", "kv_b"} & set(read):
+            read[role] = read[role] * np.sqrt(module.d_model / read[role].shape[1])
     q = latent_queries([read[role] for role in ("q", "q_b", "q_a") if role in read], counts)
     k = latent_keys(read["kv_b"], read["kv_a"], counts)
     q_factors = k_factors = None
@@ -90,6 +104,17 @@ def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None
             latent_key_factor(read["kv_b"], read["kv_a"], counts), read["kv_a"], gains["kv_latent_norm"]
         )
     return q, k, q_factors, k_factors
+
+
+def _second_factor(store: Store, module: Module, up: Array) -> tuple[Array, Factored | None]:
+    """Return q = up down (heads, d_q, d) of a query that is a product, and its factors where a norm parts them."""
+    down, norm = store.read(module.roles["q_a"]), module.roles.get("q_latent_norm")
+    if up.shape[2] != len(down):
+        raise LayoutError(
+            f"{module.name}: {module.roles['q_a']} makes {len(down)} entries, its query takes {up.shape[2]}"
+        )
+    whole = up.astype(np.float64) @ down
+    return whole, None if norm is None else Factored(up, down, store.read(norm).reshape(-1))
 
 
 def _weights(store: Store, module: Module) -> tuple[Array, Array]:
@@ -112,7 +137,10 @@ def _rows(store: Store, name: str, rows: Rows, module: Module) -> Array:
     row = module.row
     groups = getattr(row.weights, "groups", None)
     plain = (
-        not row.inputs_first and groups is None and not (isinstance(row.weights, Separate) and row.weights.heads_first)
+        not row.inputs_first
+        and groups is None
+        and not getattr(row.weights, "heads_first", False)
+        and not getattr(row.weights, "experts", False)
     )
     stretch = span(rows) if plain else None
     if stretch is not None and stretch != slice(0, store.shape(name)[0]):
@@ -147,6 +175,35 @@ def _biases(store: Store, module: Module) -> tuple[Array | None, Array | None]:
     return found[0], found[1]
 
 
+def _folded(store: Store, module: Module, side: str, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+    """Return a projection with what stands behind it folded in: a gain on each coordinate of q, or a batch norm.
+
+    Args:
+        store: where the tensors are.
+        module: their roles.
+        side: "q" or "k".
+        weight: (heads, d_q, d).
+        bias: (heads, d_q) or None.
+    """
+    roles, shape = module.roles, weight.shape[:2]
+    if side == "q" and "gain" in roles and module.row.qk_norm is None:
+        factor = _gain(store, module)
+        return weight * factor[:, None], None if bias is None else bias * factor
+    role = "qkv_batch_norm" if "qkv_batch_norm.weight" in roles else f"{side}_batch_norm"
+    if f"{role}.weight" not in roles:
+        return weight, bias
+    rows = parts_of(module.row, module.counts)[side == "k"]
+    gain, shift, mean, variance = (store.read(roles[f"{role}.{part}"])[rows].reshape(shape) for part in BATCH_NORM)
+    factor = gain / np.sqrt(variance + 1e-5)
+    return weight * factor[..., None], shift + ((0.0 if bias is None else bias) - mean) * factor
+
+
+def _gain(store: Store, module: Module) -> Array:
+    """Return the learned factor on each coordinate of a query, softplus(x) / softplus(0)."""
+    factor: Array = np.logaddexp(0.0, store.read(module.roles["gain"]).reshape(-1)) / np.log(2.0)
+    return factor
+
+
 def _norm(store: Store, module: Module, role: str, at: InputNorm | None) -> Norm | None:
     if at is None or at.kind == "none":
         return None
@@ -168,6 +225,8 @@ def _qk_norm(store: Store, module: Module) -> QKNorm | None:
         temperature = np.exp(np.minimum(store.read(roles["temperature"]).reshape(-1), np.log(100.0)))
     if q is None and k is None and not (at.flag is not None and module.config.get(at.flag)) and temperature is None:
         return None
+    if "gain" in roles:  # it stands behind the norm
+        q = np.ones((module.heads, module.d_q)) * _gain(store, module) * (1.0 if q is None else q)
     q_bias, k_bias = _gains(store, module, "q_norm_bias", at), _gains(store, module, "k_norm_bias", at)
     automatic: Literal["layer", "rms"] = "rms" if q_bias is None else "layer"
     return QKNorm(automatic if at.kind == "auto" else at.kind, at.per_head, q, k, q_bias, k_bias, temperature)

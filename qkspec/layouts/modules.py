@@ -6,7 +6,7 @@ from functools import cached_property
 
 from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
-from qkspec.layouts.heads import Given, Heads, given, group_count, matrix_shape, settle
+from qkspec.layouts.heads import Given, Heads, count, given, group_count, matrix_shape, settle
 from qkspec.layouts.layout import Config, Latent, Layout
 from qkspec.layouts.match import Claim, side
 from qkspec.layouts.roles import count_of_heads, is_latent, norm_like, roles, strangers, weights
@@ -106,9 +106,11 @@ class Finder:
                 raise LayoutError(
                     f"{claim.path}: the config says {said} heads, the command line {asked}; leave that option out"
                 )
-        heads = stated.heads or count_of_heads(claim, self.names, self.store) or self.heads
-        if heads is None and row.head_width is not None and shapes[0][1] % row.head_width == 0:
-            heads = shapes[0][1] // row.head_width
+        heads = stated.heads or count_of_heads(claim, self.names, self.store, stated.kv_heads) or self.heads
+        if heads is None and row.head_width is not None:
+            keys = row.head_width if isinstance(row.head_width, int) else (row.head_width,)
+            width = count(claim.scope.config, keys, claim.numbers)
+            heads = shapes[0][1] // width if width and shapes[0][1] % width == 0 else None
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 

@@ -11,6 +11,8 @@ from qkspec.layouts.match import Claim
 Names = Mapping[str, str]
 GAINS = (".weight", ".gamma", ".scale", ".g", ".w", "_weight", "")
 NORM_LIKE = re.compile(r"(?:^|[._])(?:q|k|qk|query|key)\w*(?:norm|ln|layernorm)")
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+INNER = re.compile(r"\.(?:compressor|indexer)\.")  # a module inside attention, with queries and keys of its own
 SHIFTS = (".bias", ".beta", ".b", "_bias")
 
 
@@ -26,16 +28,31 @@ def roles(claim: Claim, names: Names, heads: int) -> dict[str, str]:
     for role, norm in (("q_input", row.norm), ("k_input", row.k_norm)):
         if norm is not None and norm.at is not None and norm.kind != "none":
             found |= _norm(role, norm, claim, names)
-    if isinstance(row.weights, Latent):
-        for role, at in (("q_latent_norm", row.weights.q_norm), ("kv_latent_norm", row.weights.kv_norm)):
-            found |= _first(role, _at(claim, at), GAINS, names) if at else {}
+    for role, key in (("q_latent_norm", "q_norm"), ("kv_latent_norm", "kv_norm")):
+        at = getattr(row.weights, key, "")
+        found |= _first(role, _at(claim, at), GAINS, names) if at else {}
     if row.qk_norm is not None:
         for role, pattern in (("q_norm", row.qk_norm.q), ("k_norm", row.qk_norm.k)):
             found |= _qk_norm(role, pattern, claim, names, heads)
         if row.qk_norm.temperature is not None:
             found |= _first("temperature", _at(claim, row.qk_norm.temperature), ("", ".weight"), names)
+    found |= _behind(claim, names)
     if row.linear is not None:
         found |= _first("linear", _at(claim, row.linear), ("", ".weight"), names)
+    return found
+
+
+def _behind(claim: Claim, names: Names) -> dict[str, str]:
+    """Return the roles of what stands behind the projections: a gain on queries, batch norms."""
+    row, found = claim.row, dict[str, str]()
+    if row.gain is not None:
+        found |= _first("gain", _at(claim, row.gain), ("", ".weight"), names)
+    for side, pattern in zip(("qkv",) if len(row.batch_norm) == 1 else ("q", "k"), row.batch_norm, strict=False):
+        for part in BATCH_NORM:
+            name = f"{_at(claim, pattern)}.{part}"
+            if name not in names:
+                raise LayoutError(f"{claim.path} has no {name}, so what its batch norm does to q and k is not known")
+            found[f"{side}_batch_norm.{part}"] = name
     return found
 
 
@@ -44,8 +61,9 @@ def weights(claim: Claim, names: Names) -> dict[str, str]:
     match claim.row.weights:
         case Fused():
             return {"qkv": claim.anchor}
-        case Separate(k=k):
-            return {"q": claim.anchor, "k": _must(claim, k, names)}
+        case Separate(k=k, q_a=q_a):
+            found = {"q": claim.anchor, "k": _must(claim, k, names)}
+            return found | ({"q_a": _must(claim, q_a, names)} if q_a else {})
         case Latent(q=q, q_a=q_a, q_b=q_b, kv_a=kv_a):
             found = {"kv_b": claim.anchor, "kv_a": _must(claim, kv_a, names)}
             if _at(claim, q) + claim.suffix in names:
@@ -53,9 +71,11 @@ def weights(claim: Claim, names: Names) -> dict[str, str]:
             return found | {"q_a": _must(claim, q_a, names), "q_b": _must(claim, q_b, names)}
 
 
-def count_of_heads(claim: Claim, names: Names, store: Store) -> int | None:
-    """Return the count of heads that a tensor beside the weights carries in its shape, or None."""
+def count_of_heads(claim: Claim, names: Names, store: Store, kv_heads: int | None) -> int | None:
+    """Return the count of heads that a tensor's shape carries, or None; where experts ask, each asks every key head."""
     row = claim.row
+    if isinstance(row.weights, Separate) and row.weights.experts:
+        return store.shape(names[claim.anchor])[0] * kv_heads if kv_heads else None
     if isinstance(row.weights, Separate) and row.weights.heads_first:
         return store.shape(names[claim.anchor])[0]
     if row.heads_at is None:
@@ -67,7 +87,7 @@ def count_of_heads(claim: Claim, names: Names, store: Store) -> int | None:
 
 def norm_like(names: Names) -> tuple[str, ...]:
     """Return the tensors whose names speak of a norm of queries or keys."""
-    return tuple(name for name in names if NORM_LIKE.search(name))
+    return tuple(name for name in names if NORM_LIKE.search(name) and not INNER.search(name))
 
 
 def strangers(claim: Claim, norms: Iterable[str], taken: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 ATTENTION = re.compile(
-    r"^(?!.*(Lightning|Linear|Kimi)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
+    r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi|DabDetrAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
 )
 NORM = re.compile(r"Norm(\d[dD])?$")
 PRODUCTS = {
@@ -352,8 +352,21 @@ ROLES = (
     "embeddings",
     "src",
     "queries",
+    "latents",
+    "vision_features",
 )
-OTHER = ("key_value_states", "encoder_hidden_states", "key", "value", "context", "cross_attention_states", "kv")
+PLACES = ("position_embeddings", "pos_embed", "query_pos", "key_pos", "object_queries", "sine_embed")
+OTHER = (
+    "key_value_states",
+    "encoder_hidden_states",
+    "key",
+    "value",
+    "context",
+    "cross_attention_states",
+    "kv",
+    "keys",
+    "text_features",
+)
 
 
 def enter(watch: Watch, module, args, kwargs):
@@ -400,6 +413,9 @@ def enter(watch: Watch, module, args, kwargs):
         new_kwargs = {}
         for key, value in kwargs.items():
             new_kwargs[key] = swap(value) if key in ROLES + OTHER else value
+        for key, value in kwargs.items():  # what detectors add to the input of q and k, and not to that of v
+            if key.endswith(PLACES) and isinstance(value, torch.Tensor) and not value.is_complex():
+                new_kwargs[key] = torch.zeros_like(value)
         if watch.still and isinstance(kwargs.get("position_embeddings"), tuple):
             cos, sin = kwargs["position_embeddings"]
             new_kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))

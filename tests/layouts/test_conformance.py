@@ -24,7 +24,7 @@ OFFSET = 3
 
 def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
     """Return what every attention module computes when all tokens stand at one position."""
-    fed = inputs(model, case)
+    fed = inputs(model, case) if case.whole else {}
     longer = position + 1 if case.turn == "sequence" else 1
     if position and case.turn == "ids":
         fed["position_ids"] = torch.full_like(fed["input_ids"], position)
@@ -32,7 +32,8 @@ def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
         tokens = torch.randint(6, 60, (48, longer), generator=torch.Generator().manual_seed(3))
         fed |= {name: tokens for name in ("input_ids", "decoder_input_ids") if name in fed}
     with torch.no_grad(), watching(model, still=case.still and not position) as watch:
-        model(**fed)
+        if case.whole:
+            model(**fed)
         for path, feed in case.also if not position else ():
             model.get_submodule(path)(**filled(feed))
     every, first = (longer, position) if position else (case.every, 0)

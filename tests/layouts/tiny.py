@@ -51,10 +51,12 @@ class Case:
         every: compare on every so many tokens only, the first of each image (rotary position).
         batch: how many images or sounds are fed.
         also: parts of the model to run besides (their path and inputs), such as a vision tower.
+        whole: False: run nothing but those parts.
         still: switch rotary position off, where no token stands at position zero.
         turn: how queries are also brought to another position (rotary position): by "ids", or by a longer "sequence"
             where those are not taken or mean more; "" where neither can be.
         zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k).
+        one: parts of the names of parameters that are set to one (factors of whole heads).
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -68,9 +70,11 @@ class Case:
     every: int = 1
     norms: bool = True
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
+    whole: bool = True
     still: bool = False
     turn: Literal["ids", "sequence", ""] = "ids"
     zero: tuple[str, ...] = ()
+    one: tuple[str, ...] = ()
     batch: int = 8
 
 
@@ -124,17 +128,18 @@ def build(case: Case) -> torch.nn.Module:
             importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_")), case.auto
         )(config)
     assert sum(p.numel() for p in model.parameters()) < 4_000_000, "not a tiny model"
-    return scramble(model, case.zero)
+    return scramble(model, case.zero, case.one)
 
 
-def scramble(model: torch.nn.Module, zero: tuple[str, ...] = ()) -> torch.nn.Module:
+def scramble(model: torch.nn.Module, zero: tuple[str, ...] = (), one: tuple[str, ...] = ()) -> torch.nn.Module:
     """Give every parameter its own random values; gains around one, so that no two norms look alike."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator) * 0.2
-                noise = noise * 0 if any(part in name for part in zero) else noise
+                noise = noise * 0 if any(part in name for part in zero + one) else noise
+                noise = noise + 1 if any(part in name for part in one) else noise
                 parameter.copy_(noise + 1 if parameter.ndim == 1 and name.endswith("weight") else noise)
     return model
 

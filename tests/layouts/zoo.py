@@ -25,6 +25,37 @@ GLM_VL = {f"text_config.{key}": value for key, value in GLM.items()}
 QWEN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 LINEAR = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 
+NARROW = {"head_dim": 4, "num_key_value_heads": 4}
+DELTA = {"linear_head_dim": 8, "linear_num_heads": 2}
+QSA = {
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "top_k_experts": 2}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+COMPASS = {"rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE}}
+GEMMA_4 = {
+    "num_kv_shared_layers": 0,
+    "per_layer_config": {},
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+}
+GEMMA_3N = {
+    "intermediate_size": [32, 32],
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "vocab_size_per_layer_input": 96,
+}
+
+
+def mrope(*sections: int) -> dict[str, object]:
+    return {"rope_parameters": {**PLAIN_ROPE, "mrope_section": list(sections)}}
+
+
 # Read by rows whose models transformers cannot build: test_originals.py holds each against its published code.
 ELSEWHERE = ("baichuan", "chatglm", "exaone", "internlm2", "nanogpt", "qwen")
 
@@ -543,5 +574,83 @@ CASES = (
         auto="Llama4VisionModel",
         every=17,
         batch=48,
+    ),
+    # text: what transformers 5.23 added
+    Case("ministral", {"head_dim": 8}),
+    Case("doge"),
+    Case("laguna", {"num_attention_heads_per_layer": [4, 6]}),
+    Case("cohere_compass_text", COMPASS, auto="CohereCompassTextModel"),
+    Case("lfm3"),
+    Case("esmc", {"num_key_value_heads": 4, "head_dim": 8}),
+    Case("gemma3n_text", {**GEMMA_3N, "num_kv_shared_layers": 0}),
+    Case("gemma4_text", {**GEMMA_4, "per_layer_config": {"1": {"head_dim": 8, "num_key_value_heads": 1}}}),
+    Case("gemma4_unified_text", GEMMA_4, auto="Gemma4UnifiedTextModel"),
+    Case("diffusion_gemma_text", {**EXPERTS, "per_layer_config": {}}, auto="DiffusionGemmaEncoderTextModel"),
+    Case("embedding_gemma2_text", {"per_layer_config": {"1": {"head_dim": 8}}}),
+    Case("beam", turn=""),  # queries grow with the position
+    Case("muse_glimmer_text", auto="MuseGlimmerTextModel"),
+    Case("muse_glimmer_text without rotary", {"layer_rope_theta": [10000.0, 0]}, auto="MuseGlimmerTextModel"),
+    Case("muse_spark_text", auto="MuseSparkTextModel"),
+    Case(
+        "muse_glimmer_assistant",
+        feed={"noise_embeds": (48, 1, 32), "context_hidden_states": (48, 0, 160), "input_ids": None},
+    ),
+    Case("molmo2_text", auto="Molmo2TextModel"),
+    Case("molmo2_text with norms over all heads", {"qk_norm_type": "olmo"}, auto="Molmo2TextModel"),
+    Case("hrm_text", {"num_layers_per_stack": 1}, feed={"use_cache": False}),
+    Case("minimax_m3_vl_text", {"rotary_dim": 16}, auto="MiniMaxM3VLTextModel"),
+    Case("paddleocr_vl_text", mrope(4, 2, 2), auto="PaddleOCRTextModel"),
+    Case("glm_image_text", GLM, auto="GlmImageTextModel"),
+    Case(
+        "qwen2_5_omni_talker",
+        {**mrope(2, 1, 1), "head_dim": 8, "embedding_size": 32},
+        auto="Qwen2_5OmniTalkerModel",
+    ),
+    Case(
+        "csm_depth_decoder_model",
+        {"vocab_size": 32, "backbone_hidden_size": 32, "num_codebooks": 3},
+        auto="CsmDepthDecoderModel",
+        turn="",
+    ),
+    Case(
+        "step3p5",
+        {"per_layer_config": {"1": {"num_attention_heads": 6}}, "sliding_window": 16},
+        auto="Step3p7TextModel",
+    ),
+    Case("hunyuan_vl_text", {**mrope(2, 2, 2, 2), "head_dim": 16}),
+    Case("ernie4_5_vl_moe_text", {**mrope(1, 1, 2), "head_dim": 8}, auto="Ernie4_5_VLMoeTextModel"),
+    Case("voxtral_realtime_text", auto="VoxtralRealtimeTextModel", feed={"t_cond": (48, 32)}),
+    Case("deepseek_ocr2_text", {"mlp_layer_types": ["dense", "dense"]}, auto="DeepseekOcr2TextModel"),
+    Case("qwen4_exp_text", {**LINEAR, **QSA}, auto="Qwen4ExpTextModel"),
+    # latent attention
+    Case("kimi_linear", {**DELTA, **NARROW, "num_experts_per_token": 2, "num_experts": 4}),
+    Case(
+        "kimi_linear with a query latent",
+        {**DELTA, **NARROW, "num_experts_per_token": 2, "num_experts": 4, "q_lora_rank": 12},
+    ),
+    Case("bailing_hybrid", {**DELTA, **NARROW, "num_local_experts": 16, "num_experts": 16}),
+    Case("longcat_flash", {**NARROW, "expert_ffn_hidden_size": 32, "qk_head_dim": 10}),
+    Case("hy_v4", {"head_dim": 4}),
+    Case("axk2", NARROW),
+    Case(
+        "glm5_next_text",
+        {
+            **DELTA,
+            "num_key_value_heads": 4,
+            "qk_rope_head_dim": 0,
+            "layer_types": ["linear_attention", "indexed_attention"],
+        },
+    ),
+    Case("dots3_note_text", {"per_layer_config": {}, "num_key_value_heads": 4, "swa_head_dim": 10, "head_dim": 10}),
+    Case(
+        "mistral_large4_text",
+        {**NARROW, "kv_source_layers": [0, 1], "no_rope_layers": [1, 0]},
+        one=("softmax_scaling.bias",),
+    ),
+    Case("deepseek_v4", {"q_lora_rank": 20}),
+    Case(
+        "deepseek_v4 without compression",
+        {"q_lora_rank": 20, "layer_types": ["sliding_attention"] * 2},
+        turn="sequence",
     ),
 )
