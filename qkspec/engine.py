@@ -139,7 +139,7 @@ def run_on_ray(
         gpus: GPUs that a task needs.
 
     Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
+        UsageError: Ray is not installed, there is no cluster at the address, or none of its nodes has so many GPUs.
     """
     import logging
 
@@ -160,8 +160,10 @@ def run_on_ray(
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
     try:
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(call)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if resources.get("GPU", 0.0) < gpus:  # Ray would wait for a node that has one
+            raise UsageError("--device cuda: no node of the Ray cluster has a GPU; leave the option out")
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(call)
         get: Callable[[Any], Result] = ray.get
         yield from _in_order(tasks, remote.remote, get, int(resources.get("CPU", 1)) * AHEAD)
     finally:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from qkspec import activations, embeddings, metrics
 from qkspec.activations import Runner
 from qkspec.attention import DEFAULT_CONTEXT
 from qkspec.checkpoints.store import Checkpoint
-from qkspec.engine import Engine, one_ahead
+from qkspec.engine import Engine, cpu_count, one_ahead
 from qkspec.errors import InputError, QkspecError
 from qkspec.judging import CheckpointFacts
 from qkspec.layouts.find import Module, Plan, plan
@@ -40,7 +39,7 @@ class Settings:
         num_heads, num_kv_heads: for files that carry no head count.
         context: tokens in an attention row, for files that do not say.
         layout: a user's own layout.
-        workers: processes; 0 chooses by the machine and the work.
+        workers: processes; 0 chooses by the machine and the work. With a GPU it is always this one.
         seed: of the tokens of the predicted maps.
         eigenvalues: whether positive_fraction is measured, a quarter of the time, which no verdict needs.
         offsets: token distances Δ at which rotary modules are measured as well.
@@ -158,8 +157,7 @@ def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int],
 
     The next ones are read meanwhile, so that a slow disk or server and the processor work at the same time.
     """
-    # What reads more of the checkpoint while a module is measured reads in turn: a store serves one thread.
-    ahead = map if settings.embeddings or settings.runner is not None else one_ahead
+    ahead = map if _reads_more(settings) else one_ahead
     if settings.device == "cpu":
         layers = ahead(lambda index: (index, _read(checkpoint, found, index, settings)), modules)
         return [_part(checkpoint, index, layer, settings) for index, layer in layers]
@@ -207,19 +205,30 @@ def gather(checkpoint: Checkpoint, found: Plan, parts: Sequence[Part], settings:
 
 
 def _measure_on_device(checkpoint: Checkpoint, batch: Sequence[tuple[int, Read]], settings: Settings) -> list[Part]:
+    from concurrent.futures import ThreadPoolExecutor
+
     from qkspec import spectrum_torch
     from qkspec.spectrum import Weights
 
-    weights = [
-        replace(Weights.of(*metrics.folding(layer)), eigenvalues=settings.eigenvalues)
-        for _, layer in batch
-        if isinstance(layer, QKLayer)
-    ]
-    spectra = spectrum_torch.spectra_of(weights, device=settings.device)
-    return [
-        _part(checkpoint, index, layer, settings, next(spectra) if isinstance(layer, QKLayer) else None)
-        for index, layer in batch
-    ]
+    def weigh(layer: QKLayer) -> Weights:
+        return replace(Weights.of(*metrics.folding(layer)), eigenvalues=settings.eigenvalues)
+
+    # Beside a GPU it is the predicted maps that take the time: they are made in threads, as far as no store is read.
+    with ThreadPoolExecutor(1 if _reads_more(settings) else cpu_count()) as threads:
+        weights = list(threads.map(weigh, [layer for _, layer in batch if isinstance(layer, QKLayer)]))
+        spectra = spectrum_torch.spectra_of(weights, device=settings.device)
+        parts = [
+            threads.submit(
+                _part, checkpoint, index, layer, settings, next(spectra) if isinstance(layer, QKLayer) else None
+            )
+            for index, layer in batch
+        ]
+        return [part.result() for part in parts]
+
+
+def _reads_more(settings: Settings) -> bool:
+    """Whether more of the checkpoint is read while a module is measured; a store serves one thread."""
+    return settings.embeddings or settings.runner is not None
 
 
 def _read(checkpoint: Checkpoint, found: Plan, index: int, settings: Settings) -> Read:
@@ -249,7 +258,7 @@ def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, s
             layer, embeddings.inputs(checkpoint, layer, seed=settings.seed), kind="embedded"
         )
     if settings.activations is not None:
-        given = activations.of_module(_activations(settings.activations), layer, checkpoint.name)
+        given = activations.of_module(activations.loaded(settings.activations), layer, checkpoint.name)
         values |= metrics.on_activations(layer, *given)
     if settings.runner is not None:
         try:
@@ -260,11 +269,6 @@ def _part(checkpoint: Checkpoint, index: int, layer: Read, settings: Settings, s
         except InputError as error:  # it is judged by what the weights alone predict
             remarks = (*remarks, str(error))
     return Part(index, values, sigma, layer.softmax and layer.qk_norm is None, remarks)
-
-
-@lru_cache(maxsize=1)
-def _activations(path: str) -> Mapping[str, NDArray[np.float32]]:
-    return activations.load(path)
 
 
 def _table(checkpoint: Checkpoint, module: Module, part: Part, settings: Settings, run: str) -> Readings:

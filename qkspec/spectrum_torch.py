@@ -10,6 +10,7 @@ rounding error: σ_1 and SEC keep six digits and more, the smallest singular val
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from itertools import groupby
 
@@ -18,15 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from qkspec.engine import cpu_count
+from qkspec.errors import QkspecError
 from qkspec.qk import Array
-from qkspec.spectrum import Products, Spectra, Weights, finish, size_of
+from qkspec.spectrum import ORDINARY, Products, Spectra, Weights, finish, size_of
 
 F64 = NDArray[np.float64]
 Tensor = torch.Tensor
 
 PANEL = 256  # columns that are summed in plain float32
 BATCH = 4 << 30  # bytes of float64 weights on the device at once, where it has ROOM times as much free
-ROOM = 5  # weights as they came, in units of their sizes, times their gains, and products of the two sides
+ROOM = 4  # the weights, those times their gains or keys repeated for their group, and what torch holds in reserve
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # compute capabilities with half of float32's rate or more
 
 
@@ -53,20 +55,57 @@ def spectra(
 
 
 def spectra_of(modules: Sequence[Weights], *, device: str, single: bool | None = None) -> Iterator[Spectra]:
-    """Yield the spectra of modules; those of one shape that follow each other are one batch. Arguments as above."""
-    low = not _has_fast_float64(device) if single is None else single
+    """Yield the spectra of modules; those of one shape that follow each other are one batch. Arguments as above.
+
+    Raises:
+        QkspecError: the device ran out of memory, or failed otherwise.
+    """
     with ThreadPoolExecutor(cpu_count()) as threads:
-        for batch in _batches(modules, _most_bytes(device)):
-            for weights, made in zip(batch, _products(batch, torch.device(device), single=low), strict=True):
-                yield _finish(weights, made, threads)
+        with _failures_told(device):
+            low = not _has_fast_float64(device) if single is None else single
+            most = min(BATCH, room(device))
+        for batch in _batches(modules, most):
+            with _failures_told(device), _as_written(torch.device(device)):
+                made = list(_products(batch, torch.device(device), single=low))
+            for parts in [_finish(*one, threads) for one in zip(batch, made, strict=True)]:
+                yield _joined(parts)
 
 
-def _most_bytes(device: str) -> int:
-    """Return how many bytes of float64 weights the device takes at once."""
+def room(device: str) -> int:
+    """Return how many bytes of float64 weights a device has room for at once; BATCH where it does not tell."""
     if not device.startswith("cuda"):
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
-    return min(BATCH, free // ROOM)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next tensor
+    return (free + kept) // ROOM
+
+
+@contextmanager
+def _failures_told(device: str) -> Iterator[None]:
+    """Turn what torch says of a device that fails into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # out of memory, a card that this torch was not built for, a driver that is gone
+        if device == "cpu":
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise QkspecError(f"the device {device} failed ({reason}); use --device cpu") from error
+
+
+@contextmanager
+def _as_written(device: torch.device) -> Iterator[None]:
+    """Multiply in the precision of the tensors, whatever the program around allows itself.
+
+    A trainer, and the environment of NVIDIA's containers, may have allowed TF32, which reads ten bits of a float32.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with ExitStack() as ends:
+        if torch.amp.is_autocast_available(device.type):
+            ends.enter_context(torch.autocast(device.type, enabled=False))
+        matmul.fp32_precision = "ieee"
+        ends.callback(setattr, matmul, "fp32_precision", before)
+        yield
 
 
 def _batches(modules: Sequence[Weights], most: int) -> Iterator[list[Weights]]:
@@ -88,8 +127,8 @@ def _products(batch: Sequence[Weights], device: torch.device, *, single: bool) -
     dtype = torch.float32 if single else torch.float64
     first = batch[0]
     heads, group = len(first.q), len(first.q) // len(first.k)
-    q = torch.stack([_units(w.q, w.size_q, device, dtype) for w in batch])  # (modules, heads, d_q, d)
-    k = torch.stack([_units(w.k, w.size_k, device, dtype) for w in batch])
+    q = _stack([(w.q, w.size_q) for w in batch], device, dtype)  # (modules, heads, d_q, d)
+    k = _stack([(w.k, w.size_k) for w in batch], device, dtype)
     gram_q, gram_k = _times(q, q), _times(k, k)
     zeros = np.zeros((len(batch), heads))
     cross, trace = np.zeros(gram_q.shape), zeros
@@ -109,15 +148,27 @@ def _products(batch: Sequence[Weights], device: torch.device, *, single: bool) -
     yield from (Products(*parts) for parts in zip(gram_q, gram_k, cross, trace, gained, gained_trace, strict=True))
 
 
-def _units(w: Array, size: F64, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return w (n, d_q, d) on the device in units of its sizes, zero where a head is not finite."""
+def _stack(weights: Sequence[tuple[Array, F64]], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return weights (n, d_q, d) of sizes (n,) on the device as one tensor, each head in units of its size."""
+    out = torch.empty((len(weights), *weights[0][0].shape), dtype=dtype, device=device)
+    for place, (w, size) in zip(out, weights, strict=True):
+        _put_units(place, w, size)
+    return out
+
+
+def _put_units(place: Tensor, w: Array, size: F64) -> None:
+    """Write w (n, d_q, d) in units of its sizes into ``place``, zero where a head is not finite."""
     finite = np.isfinite(size)
+    inverse = np.where(finite, 1.0 / size, 0.0)[:, None, None]
     plain = w if finite.all() else np.where(finite[:, None, None], w, 0)
-    if dtype is torch.float32:  # scaled on the CPU, where float64 holds what float32 could not
-        scaled = plain * np.where(finite, 1.0 / size, 0.0)[:, None, None]
-        return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32)).to(device)
-    moved = torch.from_numpy(np.ascontiguousarray(plain)).to(device).to(dtype)
-    return moved * torch.from_numpy(np.where(finite, 1.0 / size, 0.0)).to(device)[:, None, None]
+    if place.dtype is torch.float32 and not (plain.dtype == np.float32 and _ordinary(size[finite])):
+        plain, inverse = (plain * inverse).astype(np.float32), np.ones((1, 1, 1))  # float32 cannot hold it unscaled
+    place.copy_(torch.from_numpy(np.ascontiguousarray(plain)).to(place.device))  # as it came: half the bytes travel
+    place.mul_(torch.from_numpy(inverse).to(place.dtype).to(place.device))
+
+
+def _ordinary(size: F64) -> bool:
+    return bool(((size >= ORDINARY[0]) & (size <= ORDINARY[1])).all())
 
 
 def _gains(gains: Sequence[Array | None], like: Tensor) -> tuple[Tensor, F64]:
@@ -153,8 +204,8 @@ def _numpy(tensor: Tensor) -> F64:
     return tensor.cpu().numpy().astype(np.float64, copy=False)
 
 
-def _finish(weights: Weights, made: Products, threads: ThreadPoolExecutor) -> Spectra:
-    """Run ``finish`` for each key head and its group in threads: LAPACK lets go of the interpreter's lock."""
+def _finish(weights: Weights, made: Products, threads: ThreadPoolExecutor) -> Iterator[Spectra]:
+    """Begin ``finish`` for each key head and its group in threads: LAPACK lets go of the interpreter's lock."""
     group = len(weights.q) // len(weights.k)
 
     def one(g: int) -> Spectra:
@@ -164,7 +215,11 @@ def _finish(weights: Weights, made: Products, threads: ThreadPoolExecutor) -> Sp
         of_heads = (x[h] for x in (made.cross, made.trace, made.gained, made.gained_trace))
         return finish(part, Products(made.gram_q[h], made.gram_k[at], *of_heads))
 
-    found = list(threads.map(one, range(len(weights.k))))
+    return threads.map(one, range(len(weights.k)))
+
+
+def _joined(parts: Iterator[Spectra]) -> Spectra:
+    found = list(parts)
     return Spectra(*(np.concatenate([getattr(part, field.name) for part in found]) for field in fields(Spectra)))
 
 

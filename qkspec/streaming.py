@@ -21,6 +21,7 @@ from qkspec.readings import Readings, text
 WORK_WORTH_PROCESSES = 4e10  # below it, starting processes costs more than it saves
 WORK_WORTH_A_GPU = 3e11  # half a minute of CPU: below it, importing torch costs more than it saves
 TASK = 2e9  # the least that is handed to a worker, so that opening a checkpoint does not count
+GPU_PLACES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "C:/Windows/System32/nvcuda.dll")
 RAY_SHARES = 4  # how many workers a checkpoint is shared out for on a cluster, whose size is not known when it is cut
 
 
@@ -47,6 +48,12 @@ class _Planned:
     @property
     def work(self) -> float:
         return sum(map(self.work_of, self.modules))
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest module's weights in float64."""
+        sizes = ((m.heads + m.kv_heads) * m.d_q * m.d_model * 8 for m in (self.plan.modules[i] for i in self.modules))
+        return max(sizes, default=0)
 
     def work_of(self, module: int) -> float:
         return float(self.plan.modules[module].nbytes) * self.plan.modules[module].d_q
@@ -133,17 +140,20 @@ class _Stream:
                 yield Ready(Skipped(run, source.name, str(error)))
                 continue
             if not self._device:
-                self._choose(planned.work * len(self._pairs))
+                self._choose(planned)
             shares = RAY_SHARES if self._settings.engine is Engine.RAY else self._workers
             many = self._device == "cpu" and shares > 1  # a GPU takes modules in batches
             yield from (Task(source, stamp, modules) for modules in _shares(planned, shares if many else 0))
             yield Ready(planned)
 
-    def _choose(self, work: float) -> None:
-        """Choose the device and the number of processes by the amount of work."""
-        self._device = choose_device(self._settings.device, work)
-        many = self._device == "cpu" and work > WORK_WORTH_PROCESSES
-        self._workers = self._settings.workers or (engine.cpu_count() if many else 1)
+    def _choose(self, first: _Planned) -> None:
+        """Choose the device and the number of processes by the amount of work, judged by the first checkpoint."""
+        asked, work = self._settings.device, first.work * len(self._pairs)
+        on_ray = self._settings.engine is Engine.RAY  # whose nodes have the GPUs, and this machine need have none
+        self._device = asked if on_ray and asked == "cuda" else choose_device(asked, work, first.largest)
+        if self._device != "cpu":
+            return  # one process: a copy of one that has looked for a GPU cannot use it
+        self._workers = self._settings.workers or (engine.cpu_count() if work > WORK_WORTH_PROCESSES else 1)
 
     def _known(self, run: str, source: Source, stamp: str) -> Measured | None:
         found = None if self._cache is None else self._cache.get(source, stamp, self._settings)
@@ -164,12 +174,15 @@ class _Stream:
         return replace(measured, spectra={} if self._spool is None else self._spool.add(measured.spectra))
 
 
-def choose_device(asked: str, work: float) -> str:
+def choose_device(asked: str, work: float, largest: int = 0) -> str:
     """Return "cpu", "cuda" or "mps". torch is imported only where a GPU was asked for, or is there and worth its start.
+
+    "auto" takes a CUDA device that is worth its start and has room for a module, else the CPU.
 
     Args:
         asked: one of these, or "auto".
         work: bytes of Q and K times d_q.
+        largest: bytes of the largest module's weights in float64.
 
     Raises:
         UsageError: the device that was asked for is not there.
@@ -183,15 +196,24 @@ def choose_device(asked: str, work: float) -> str:
             return "cpu"
         raise UsageError(f"--device {asked} needs torch: pip install torch") from error
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        return "cuda" if there["cuda"] else "cpu"  # an M-series CPU keeps up with a GPU that has no float64
+    if asked == "auto":  # never mps: an M-series CPU keeps up with a GPU that has no float64
+        return "cuda" if there["cuda"] and _has_room("cuda", largest) else "cpu"
     if not there[asked]:
         raise UsageError(f"--device {asked}: torch finds no such device here; leave the option out to use the CPU")
     return asked
 
 
 def _may_have_gpu() -> bool:
-    return any(Path(place).exists() for place in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    return any(Path(place).exists() for place in GPU_PLACES)
+
+
+def _has_room(device: str, largest: int) -> bool:
+    from qkspec import spectrum_torch
+
+    try:
+        return spectrum_torch.room(device) >= largest
+    except RuntimeError:  # another process holds it alone, or its driver is gone
+        return False
 
 
 def _renamed(measured: Measured, run: str) -> Measured:

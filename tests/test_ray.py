@@ -104,3 +104,10 @@ def test_results_stream(cluster, tmp_path):
     first = next(results)
     assert np.isfinite(first.readings.metric("sigma1")).all()
     results.close()
+
+
+def test_a_gpu_that_no_node_has_is_not_waited_for(cluster, tmp_path):
+    save(tmp_path / "run" / "step-0", 0)
+    asked = Settings(engine=Engine.RAY, ray_address=cluster, device="cuda")
+    with pytest.raises(UsageError, match="no node of the Ray cluster has a GPU"):
+        list(measure_runs(find_runs([str(tmp_path / "run")]), asked))

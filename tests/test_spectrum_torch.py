@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from elsewhere import Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import exact_values, planted, product_values
 
 from qkspec import energy, spectrum, spectrum_torch
+from qkspec.errors import QkspecError
 from qkspec.spectrum import Weights
 
 DEVICES = [
@@ -123,7 +125,7 @@ def test_eigenvalues_are_computed_only_where_they_are_wanted():
 def test_a_small_device_takes_fewer_modules_at_once(monkeypatch):
     weights = [Weights.of(*draw(seed, 2, 1, 4, 10)) for seed in range(5)]
     monkeypatch.setattr(spectrum_torch, "BATCH", 2 * 8 * (weights[0].q.size + weights[0].k.size))
-    assert [len(batch) for batch in spectrum_torch._batches(weights, spectrum_torch._most_bytes("cpu"))] == [2, 2, 1]
+    assert [len(batch) for batch in spectrum_torch._batches(weights, spectrum_torch.room("cpu"))] == [2, 2, 1]
     assert [len(batch) for batch in spectrum_torch._batches(weights, 1)] == [1] * 5
 
 
@@ -143,6 +145,59 @@ def test_a_shape_of_real_size_in_float32():
     exact, found = spectrum.spectra(q, k).sigma, spectrum_torch.spectra(q, k, device="cpu", single=True).sigma
     assert np.abs(found[:, 0] / exact[:, 0] - 1).max() < 1e-7
     assert np.abs(energy.sec(found, 8) - energy.sec(exact, 8)).max() < 1e-7
+
+
+@pytest.mark.parametrize("eigenvalues", [True, False])
+@pytest.mark.parametrize("gains", ["none", "one", "both"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "tiny", "cross", "broken"])
+@pytest.mark.parametrize("single", [False, True])
+def test_nothing_meets_the_cpu_on_a_device(single, kind, gains, eigenvalues):
+    """No device mixed, no number waited for but the products at the end, no float64 where there is none; same bits."""
+    rng = np.random.default_rng(0)
+    d_k = 30 if kind == "cross" else 300
+    modules = []
+    for _ in range(3):
+        q, k = rng.standard_normal((4, 8, 300)), rng.standard_normal((2, 8, d_k))
+        if kind == "broken":
+            q[1, 0, 0] = np.nan
+        q, k = (1e-30 * q, k) if kind == "tiny" else (q, k)
+        gain_q, gain_k = (np.exp(rng.standard_normal(n)) for n in (300, d_k))
+        weights = Weights.of(
+            *((q, k) if kind == "float64" else (q.astype(np.float32), k.astype(np.float32))),
+            None if gains == "none" else gain_q,
+            gain_k if gains == "both" else None,
+        )
+        modules.append(replace(weights, eigenvalues=eigenvalues))
+    with Device(float64=not single) as device:
+        there = list(spectrum_torch.spectra_of(modules, device="meta", single=single))
+    here = list(spectrum_torch.spectra_of(modules, device="cpu", single=single))
+    for found, expected in zip(there, here, strict=True):
+        for name in vars(expected):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert device.calls.count("bmm") > 0
+    assert device.peak <= (spectrum_torch.ROOM - 1) * sum(8 * (w.q.size + w.k.size) for w in modules)
+
+
+def test_the_program_around_does_not_lower_the_precision():
+    """A trainer's autocast, and TF32 that it or a container allows."""
+    q, k = (x.astype(np.float32) for x in draw(0, 2, 1, 8, 600))
+    expected = spectrum_torch.spectra(q, k, device="cpu", single=True).sigma
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), spectrum_torch._as_written(torch.device("cpu")):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = spectrum_torch.spectra(q, k, device="cpu", single=True).sigma
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32", "it is given back"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_device_that_fails_is_told_in_a_sentence():
+    with pytest.raises(QkspecError, match=r"the device cuda failed \(out of memory\); use --device cpu"):  # noqa: SIM117
+        with spectrum_torch._failures_told("cuda"):
+            raise torch.OutOfMemoryError("out of memory\nand a page of advice")
 
 
 def test_the_cpu_path_imports_no_torch():
