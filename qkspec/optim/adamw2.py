@@ -1,6 +1,7 @@
 """AdamW²: AdamW whose step on a matrix may not exceed the fraction τ of the matrix's spectral norm (P, algorithm 1)."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -12,10 +13,32 @@ from qkspec.optim.bounding import Estimator, bounded_step
 from qkspec.optim.direction import counts_on_device, moments, plain_adamw
 from qkspec.optim.readings import Reading, bound_fraction, suggest_tau, to_readings
 from qkspec.optim.roles import Role, View, choose_role, views
-from qkspec.optim.sharding import local
+from qkspec.optim.sharding import local, shard_of
+from qkspec.optim.shield import uncompiled, unrounded
 from qkspec.optim.stack import MEMORY, Member, Stack, batch_up, stack_up
 
 _SMALL = 1 << 16  # elements up to which matrices of one shape are multiplied together on a CPU too
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a step does with the parameters that have a gradient; it holds as long as these and their state are there.
+
+    Args:
+        present: their ids.
+        held: a tensor of each one's state, under its name.
+        batches: stacks to bound, batch by batch.
+        free: what is left to plain AdamW, by group.
+    """
+
+    present: tuple[int, ...]
+    held: list[tuple[Tensor, str, Tensor]]
+    batches: list[list[Stack]]
+    free: list[tuple[dict[str, Any], list[Tensor]]]
+
+    def holds(self, present: tuple[int, ...], state: dict[Tensor, Any]) -> bool:
+        """Whether nobody has frozen or freed a parameter, or dropped or exchanged a state (a restart, an offload)."""
+        return self.present == present and all(state.get(p, {}).get(name) is t for p, name, t in self.held)
 
 
 class AdamW2(torch.optim.AdamW):
@@ -24,8 +47,9 @@ class AdamW2(torch.optim.AdamW):
     A drop-in for ``torch.optim.AdamW``: the same arguments, the same state, loadable both ways. The truncated rate
     multiplies the decay as well; a group's own lr is never touched. With τ = ∞ it is AdamW.
 
-    q, k and v of a fused projection are bounded one by one; embeddings and vectors keep the plain lr unless ``exempt``
-    says otherwise. Give it ``model.named_parameters()``: names tell these apart. ``table()`` shows the choice.
+    q, k and v of a fused projection and stacked experts are bounded one by one; embeddings and vectors keep the plain
+    lr unless ``exempt`` says otherwise. Give it ``model.named_parameters()``: names tell these apart, and without them
+    a fused projection is one matrix. ``table()`` shows the choice.
 
     Args:
         params: parameters, named parameters, or groups of either.
@@ -55,7 +79,7 @@ class AdamW2(torch.optim.AdamW):
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,  # noqa: FBT001, FBT002  # torch's own position
@@ -93,7 +117,7 @@ class AdamW2(torch.optim.AdamW):
 
     def _forget(self) -> None:
         """Drop everything that can be computed again from the groups and the state."""
-        self._plan: tuple[tuple[int, ...], list[list[Stack]], list[tuple[dict[str, Any], list[Tensor]]]] | None = None
+        self._plan: _Plan | None = None
         self._records: list[tuple[tuple[str, ...], Tensor]] = []
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -141,29 +165,35 @@ class AdamW2(torch.optim.AdamW):
 
         In a CUDA graph every replay passes over the weights too, and lr and tau change only where they are tensors.
         """
-        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(group["capturable"] for group in self.param_groups):
-            raise UsageError("a CUDA graph needs every count on the device: make AdamW2 with capturable=True")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with unrounded(p for group in self.param_groups for p in group["params"]):
+            self._advance()
+        return loss
+
+    @uncompiled
+    def _advance(self) -> None:
+        """Plan the step, where need be, and take it."""
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise UsageError("a CUDA graph needs every count on the device: make AdamW2 with capturable=True")
         scaler = {n: v for n in ("grad_scale", "found_inf") if (v := getattr(self, n, None)) is not None}
-        _, batches, free = self._plan_step()
-        for group, params in free:
+        plan = self._plan_step()
+        for group, params in plan.free:
             plain_adamw([local(p).detach() for p in params], [moments(p, self.state[p]) for p in params], group, scaler)
         self._records = []
-        for stacks in batches:
+        for stacks in plan.batches:
             records = bounded_step(
                 stacks, self.state, self._how, scaler, scratch=self._scratch_for(stacks), renew_all=capturing
             )
             self._records += zip([stack.names for stack in stacks], records, strict=True)
         for group in self.param_groups:
             group["bounded_steps"] += 1
-        if any(stack.cold for stacks in batches for stack in stacks):
+        if any(stack.cold for stacks in plan.batches for stack in stacks):
             self._plan = None
             self._plan_step()  # now, while the device may be waited for: the next step may be captured in a graph
-        return loss
 
     def readings(self) -> tuple[Reading, ...]:
         """Return what the last step did to every bounded matrix; the only call that waits for the device."""
@@ -193,26 +223,32 @@ class AdamW2(torch.optim.AdamW):
         members: list[tuple[Member, str]] = []
         for g, group in enumerate(self.param_groups):
             names = group.get("param_names") or [None] * len(group["params"])
+            if len(names) != len(group["params"]):
+                raise UsageError(
+                    f"group {g} has {len(names)} param_names for {len(group['params'])} parameters: whoever exchanged "
+                    "its parameters has to exchange their names, or remove them"
+                )
             for i, (name, p) in enumerate(zip(names, group["params"], strict=True)):
                 shown = name or f"group{g}.{i}"
                 role = choose_role(name, p.shape, self._roles)
                 free = any(role.kind == e or fnmatchcase(shown, e) for e in self._exempt)
-                cuts: tuple[View, ...] = () if free else views(shown, role)
+                cuts: tuple[View, ...] = () if free else views(shown, role, p.shape)
                 members.append((Member(p, len(members), shown, cuts, group), role.kind))
         return members
 
-    def _plan_step(self) -> tuple[tuple[int, ...], list[list[Stack]], list[tuple[dict[str, Any], list[Tensor]]]]:
-        """Return the stacks to bound, batch by batch, and what is left to plain AdamW; planned anew when it changes."""
+    def _plan_step(self) -> _Plan:
+        """Return the plan of a step; it is made anew when it no longer holds."""
         present = tuple(id(p) for group in self.param_groups for p in group["params"] if p.grad is not None)
-        if self._plan is None or self._plan[0] != present:
+        if self._plan is None or not self._plan.holds(present, self.state):
             members = [member for member, _ in self._members() if member.param.grad is not None]
             for member in members:
                 self._prepare(member)
             bounded = [m for m in members if m.views]
             stacks = stack_up(bounded, self.state, self._how.block, self._how.seed, alone=self._alone)
-            batches = batch_up(stacks)
             free = [(g, [m.param for m in members if not m.views and m.group is g]) for g in self.param_groups]
-            self._plan = present, batches, [(g, params) for g, params in free if params]
+            uses = [(m.param, MEMORY[-1] if m.views else "exp_avg") for m in members]
+            held = [(p, name, self.state[p][name]) for p, name in uses]
+            self._plan = _Plan(present, held, batch_up(stacks), [(g, params) for g, params in free if params])
         return self._plan
 
     def _alone(self, p: Tensor) -> bool:
@@ -249,9 +285,16 @@ class AdamW2(torch.optim.AdamW):
 
 
 def _check_parameter(member: Member) -> None:
-    """Refuse numbers that have no norm here, and a device that cannot compute what the bound is made of."""
+    """Refuse numbers that have no norm here, what is no matrix any more, and a device that cannot compute the bound."""
     if member.param.is_complex():
         raise UsageError(f"{member.name} is complex; AdamW2 takes real parameters: leave it to torch.optim.AdamW")
+    if getattr(member.param, "_fsdp_flattened", False):  # torch's own mark
+        raise UsageError(
+            f"{member.name} is flattened by FullyShardedDataParallel, which leaves no matrix to bound; "
+            "shard with fully_shard (FSDP2)"
+        )
+    if member.views:
+        shard_of(member.param, member.name)
     if member.views and member.param.device.type == "mps":
         raise UsageError(
             f"{member.name} is on MPS, which has no float64 for the norms; "
@@ -267,8 +310,9 @@ def _check(group: dict[str, Any], how: Estimator) -> None:
         raise UsageError(f"floor must be 0 (as printed) or above, not {group['floor']}")
     if group["eps_mode"] not in ("outside", "inside"):
         raise UsageError(f"eps_mode is 'outside' (torch) or 'inside' (the paper), not {group['eps_mode']!r}")
-    if min(how.power_iters, how.block, how.refresh) < 1:
-        raise UsageError("power_iters, block and refresh must be at least 1")
+    counts = how.power_iters, how.block, how.refresh
+    if not all(isinstance(count, int) and count >= 1 for count in counts):
+        raise UsageError(f"power_iters, block and refresh must be whole numbers of at least 1, not {counts}")
     if group["differentiable"]:
         raise UsageError("AdamW2 cannot be differentiated through; leave differentiable off")
     if group["fused"] and group["eps_mode"] == "inside":

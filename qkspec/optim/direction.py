@@ -1,7 +1,7 @@
 """Adam's update before any learning rate, written into a scratch tensor; and plain AdamW for what is not bounded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,12 +28,16 @@ class Moments:
 
 
 def moments(p: Tensor, state: dict[str, Any]) -> Moments:
-    """Return what Adam needs of a parameter that has a gradient."""
+    """Return what Adam needs of a parameter that has a gradient, laid out in memory as its state is.
+
+    torch's fused kernel runs through memory alone: a gradient that lies otherwise, or is an expanded one, misleads it.
+    """
     assert p.grad is not None
     largest = state.get("max_exp_avg_sq")
+    grad, first = local(p.grad), local(state["exp_avg"])
     return Moments(
-        local(p.grad),
-        local(state["exp_avg"]),
+        grad if grad.stride() == first.stride() else torch.empty_like(first).copy_(grad),
+        first,
         local(state["exp_avg_sq"]),
         None if largest is None else local(largest),
         state["step"],
@@ -92,20 +96,22 @@ def write_directions(
     if all(m.first.is_contiguous() for m in ms):
         _torch_adamw(out, [_like(m, o) for m, o in zip(ms, out, strict=True)], group, scale, 0.0, scaler)
         return
-    scattered = [torch.zeros_like(m.first) for m in ms]  # as the moments lie, which torch's fused kernel relies on
-    laid = [replace(m, grad=torch.empty_like(m.first).copy_(m.grad)) for m in ms]
-    _torch_adamw(scattered, laid, group, scale, 0.0, scaler)
+    scattered = [torch.zeros_like(m.first) for m in ms]
+    _torch_adamw(scattered, ms, group, scale, 0.0, scaler)
     for o, s in zip(out, scattered, strict=True):
         o.copy_(s.reshape(o.shape))
 
 
 def plain_adamw(ps: Sequence[Tensor], ms: Sequence[Moments], group: dict[str, Any], scaler: dict[str, Tensor]) -> None:
     """Take torch's AdamW step on parameters that are not bounded (local tensors)."""
-    if not ps:
-        return
     lr, decay = group["lr"], group["weight_decay"]
     if group["eps_mode"] == "outside":
-        _torch_adamw(ps, ms, group, lr, decay, scaler)
+        pairs = [(p, m.first) for p, m in zip(ps, ms, strict=True)]
+        laid = [p if p.stride() == like.stride() else torch.empty_like(like).copy_(p) for p, like in pairs]
+        _torch_adamw(laid, ms, group, lr, decay, scaler)
+        for p, moved in zip(ps, laid, strict=True):
+            if moved is not p:  # part of a larger tensor, whose other elements are not ours
+                p.copy_(moved)
         return
     for p, m in zip(ps, ms, strict=True):
         p.mul_(1 - lr * decay).sub_(direction(m, group) * lr)

@@ -11,8 +11,9 @@ from torch import Tensor
 from qkspec.errors import UsageError
 from qkspec.optim import sigma
 from qkspec.optim.readings import Reading, bound_fraction, suggest_tau, to_readings
-from qkspec.optim.roles import Role, View, choose_role, views
+from qkspec.optim.roles import Role, View, choose_role, flat, views
 from qkspec.optim.sharding import local, shard_of
+from qkspec.optim.shield import uncompiled, unrounded
 
 
 class Observer:
@@ -61,15 +62,23 @@ class Observer:
         for hook in self._hooks:
             hook.remove()
 
+    @uncompiled
     @torch.no_grad()
     def _pre(self, *_: Any) -> None:
         """Keep the weights of a step that is to be observed."""
         if self._step % self._every == 0:
             self._before = [local(p).detach().clone() if p.grad is not None else None for p, _, _ in self._watched]
 
+    @uncompiled
     @torch.no_grad()
     def _post(self, *_: Any) -> None:
         """Measure the step from the difference of the weights, decoupled decay taken out."""
+        with unrounded(p for p, _, _ in self._watched):
+            self._measure()
+        self._step += 1
+
+    def _measure(self) -> None:
+        """Record the step, if it was one to observe."""
         if self._before:
             self._names, self._records = [], []
             for i, ((p, group, cuts), before) in enumerate(zip(self._watched, self._before, strict=True)):
@@ -79,13 +88,12 @@ class Observer:
                 moved = before - local(p).detach()
                 if group.get("decoupled_weight_decay", False):
                     moved = moved - lr * group["weight_decay"] * before
-                shape = (p.shape[0] if p.ndim else 1, -1)
                 for j, view in enumerate(cuts):
                     self._names.append(view.name)
-                    w, u = (sigma.wide(sigma.matrix(view, t.reshape(shape)))[None] for t in (before, moved))
+                    rows = flat(p.shape, view)
+                    w, u = (sigma.wide(sigma.matrix(view, t.reshape(rows)))[None] for t in (before, moved))
                     self._records.append(self._record(i, j, w, u, lr))
             self._before = []
-        self._step += 1
 
     def _record(self, i: int, j: int, w: Tensor, step: Tensor, lr: float) -> Tensor:
         """Return one row as AdamW2 records it: (1, 7), from W and lr · ∇W, (1, m, n) each."""
@@ -165,5 +173,5 @@ def observe(  # noqa: PLR0913  # AdamW2's settings, one by one as it takes them
                 raise UsageError(f"{shown} is on MPS, which has no float64 for the norms; observe on a CPU or on CUDA")
             if shard_of(p, shown) is not None:
                 raise UsageError(f"{shown} is sharded; observe a run of one process, or use AdamW2 with a large tau")
-            watched.append((p, group, views(shown, role)))
+            watched.append((p, group, views(shown, role, p.shape)))
     return Observer(optimizer, watched, tau=tau, floor=floor, every=every, block=block, seed=seed)

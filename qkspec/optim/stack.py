@@ -1,7 +1,7 @@
 """Parameters of one shape, cut and settings, bounded together: one matrix product serves them all."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qkspec.optim.direction import Moments, counts_on_device, moments, write_directions
-from qkspec.optim.roles import View
+from qkspec.optim.roles import View, flat
 from qkspec.optim.sharding import Shard, first_row, local, local_views, shard_of
 from qkspec.optim.sigma import cut, key, matrix
 
@@ -126,12 +126,13 @@ class Stack:
                 target.addcmul_(goal, weight)
 
     def _pieces(self, weights: Tensor) -> list[tuple[View, Tensor]]:
-        """Return what to move at once, with (P,) or (P, rows, 1) weights: q, k and v in rows go as one piece."""
+        """Return what to move at once, with (P,) or (P, rows, 1) weights: q, k and v in rows, or experts, are one."""
         rows = [view.size if view.dim == 0 and view.units == 1 else 0 for view in self.views]
-        if len(rows) == 1 or sum(rows) != self.shape[0] or len(self.members[0].param.shape) != 2:
+        here = local(self.members[0].param).shape
+        if len(rows) == 1 or sum(rows) != self.shape[0] or len(here) != (3 if self.views[0].stacked else 2):
             return list(zip(self.views, weights.unbind(0), strict=True))
         spread = [weight[:, None].expand(-1, size) for weight, size in zip(weights.unbind(0), rows, strict=True)]
-        return [(View(self.members[0].name), torch.cat(spread, 1)[..., None])]
+        return [(View(self.members[0].name), torch.cat(spread, 1).view(len(self.members), *here[:-1], 1))]
 
 
 def stack_up(
@@ -151,7 +152,7 @@ def stack_up(
     kinds: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
         p = member.param
-        cuts = tuple((v.dim, v.units, v.start, v.size) for v in member.views)
+        cuts = tuple((v.dim, v.units, v.start, v.size, v.stacked) for v in member.views)
         cold = _recall(member, state[p], block)
         kind: tuple[Any, ...] = (cold, id(member.group), p.device, p.dtype, tuple(p.shape), cuts)
         shard = shard_of(p, member.name)
@@ -163,7 +164,7 @@ def stack_up(
 def _recall(member: Member, state: dict[str, Any], block: int) -> bool:
     """See to it that the state has room for what is remembered; return whether nothing is, as it is now cut."""
     p = local(member.param)
-    wanted = (len(member.views), 1 + block, _sides(member.views[0], _flat(member.param.shape))[1])
+    wanted = (len(member.views), 1 + block, _sides(member.views[0], member.param.shape)[1])
     dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
     if all(use in state and state[use].shape == wanted and state[use].dtype == dtype for use in MEMORY):
         return False
@@ -192,7 +193,9 @@ def batch_up(stacks: Sequence[Stack]) -> list[list[Stack]]:
 def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], seed: int, *, cold: bool) -> Stack:
     cuts, p = members[0].views, members[0].param
     device, shard = local(p).device, shard_of(p, members[0].name)
-    sides = [_sides(view, _flat(p.shape)) for view in cuts]
+    if shard and cuts[0].stacked:  # rows of the stack, of which each expert has p.shape[1]
+        shard = replace(shard, offset=shard.offset * p.shape[1], rows=shard.rows * p.shape[1])
+    sides = [_sides(view, p.shape) for view in cuts]
     bases = [torch.stack([state[member.param][use] for member in members], 1) for use in MEMORY]
     for i, member in enumerate(members):  # the state holds views, so that what is remembered is saved with it
         state[member.param].update({use: basis[:, i] for use, basis in zip(MEMORY, bases, strict=True)})
@@ -204,7 +207,7 @@ def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], seed: int, *, 
     return Stack(
         members=members,
         views=local_views(cuts, shard),
-        shape=_flat(local(p).shape),
+        shape=flat(local(p).shape, cuts[0]),
         shard=shard,
         heights=tuple(m for m, _ in sides),
         firsts=tuple(first_row(view, shard) for view in cuts),
@@ -217,13 +220,9 @@ def _stack(members: tuple[Member, ...], state: dict[Tensor, Any], seed: int, *, 
     )
 
 
-def _flat(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (rows, columns) of a parameter as a matrix; a number is 1 x 1."""
-    return (shape[0], prod(shape[1:])) if shape else (1, 1)
-
-
-def _sides(view: View, whole: tuple[int, int]) -> tuple[int, int]:
+def _sides(view: View, shape: Sequence[int]) -> tuple[int, int]:
     """Return (m, n) of a view's matrix in an unsharded parameter of the given shape."""
+    whole = flat(shape, view)
     if view.size < 0:
         return whole
     size = view.units * view.size

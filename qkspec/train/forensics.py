@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qkspec.optim import sigma
-from qkspec.optim.roles import choose_role, views
+from qkspec.optim.roles import choose_role, flat, views
 from qkspec.train import maps, probes, save
 from qkspec.train.lab import Lab, undivided
 from qkspec.train.loop import Step
@@ -118,10 +118,9 @@ def matrices(optimizer: Optimizer, model: nn.Module) -> dict[str, dict[str, Any]
             role = choose_role(names[weight], weight.shape, None)
             if role.kind == "matrix" and optimizer.state[weight]:
                 moved = _last_update(optimizer.state[weight], group)
-                for view in views(names[weight], role):
-                    w, u = (
-                        sigma.matrix(view, t.reshape(len(weight), -1)) for t in (whole(weight.detach()), whole(moved))
-                    )
+                for view in views(names[weight], role, weight.shape):
+                    sides = flat(weight.shape, view)
+                    w, u = (sigma.matrix(view, t.reshape(sides)) for t in (whole(weight.detach()), whole(moved)))
                     cuts.append((view.name, group["lr"], w, u))
     found = [float(x) for x in probes.spectral_norms([(t,) for _, _, *pair in cuts for t in pair])]
     return {

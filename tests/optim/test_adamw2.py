@@ -410,20 +410,113 @@ def test_heads_interleaved_per_unit_are_bounded_as_whole_projections():
     assert (mixed.unflatten(0, (units, 3, d_q)).transpose(0, 1).reshape(-1, D) - plain).abs().max() < 1e-6
 
 
-def test_odd_memory_layouts():
+@pytest.mark.parametrize("exempt", [(), ("matrix", "vector")])
+def test_odd_memory_layouts(exempt):
+    """Gradients and weights in any order, expanded, or cut out of others: torch's fused kernel minds none of it."""
     torch.manual_seed(0)
-    base = torch.randn(8, 3, 4, 4)
-    ps = [base.clone(), base.clone().to(memory_format=torch.channels_last), torch.randn(6, 5).T, torch.randn(7)]
-    ps = [torch.nn.Parameter(p) for p in ps]
-    others = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in ps]
-    ours, theirs = AdamW2(ps, 1e-2, tau=math.inf, exempt=()), torch.optim.AdamW(others, 1e-2)
-    for _ in range(5):
+    base = torch.randn(8, 3, 4, 4).double()
+    ps = [
+        base.clone(),
+        base.clone().to(memory_format=torch.channels_last),
+        torch.randn(6, 5).double().T,
+        torch.randn(7).double(),
+    ]
+    whole = torch.randn(6, 10).double()
+    beside = whole[:, 3:].clone()
+    ps = [torch.nn.Parameter(p) for p in [*ps, whole[:, :3]]]
+    others = [torch.nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in ps]
+    ours, theirs = AdamW2(ps, 1e-2, tau=math.inf, exempt=exempt), torch.optim.AdamW(others, 1e-2)
+    for step in range(6):
         for p, q in zip(ps, others, strict=True):
-            p.grad = torch.randn(p.shape)
-            q.grad = p.grad.clone()
+            g = torch.randn(p.shape) if step % 2 else torch.randn(p.shape[::-1]).permute(*range(p.ndim)[::-1])
+            p.grad = torch.randn((), dtype=torch.float64).expand(p.shape) if step == 4 else g.double()
+            q.grad = p.grad.contiguous()
         ours.step()
         theirs.step()
-    assert gap(ps, others) < 1e-6
+    assert gap(ps, others) < 1e-12
+    assert torch.equal(whole[:, 3:], beside)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_stacked_experts_are_bounded_one_by_one(batched, decay):
+    torch.manual_seed(0)
+    whole = torch.randn(2, 3, 12, 8) * torch.tensor([0.1, 1.0, 10.0])[:, None, None]
+    options = {"tau": 0.01, "block": 8, "weight_decay": decay, "batched": batched}
+    stacks = [torch.nn.Parameter(whole[0].clone()), torch.nn.Parameter(whole[1].mT.contiguous().mT)]
+    alone = [torch.nn.Parameter(w.clone()) for w in whole.flatten(0, 1)]
+    ours = AdamW2([(f"h.{i}.mlp.experts.up_proj", p) for i, p in enumerate(stacks)], 0.02, **options)
+    theirs = AdamW2([(f"h.{i}.up_proj.weight", p) for i, p in enumerate(alone)], 0.02, **options)
+    for _ in range(5):
+        g = torch.randn(2, 3, 12, 8)
+        g[0, 0] = 1
+        for p, one in zip([*stacks, *alone], [*g, *g.flatten(0, 1)], strict=True):
+            p.grad = one.clone()
+        ours.step()
+        theirs.step()
+    assert gap([w for p in stacks for w in p], alone) < 1e-6
+    rates = {r.name: r.effective_lr for r in ours.readings()}
+    assert {f"h.{i // 3}.mlp.experts.up_proj[{i % 3}]": r.effective_lr for i, r in enumerate(theirs.readings())} == (
+        pytest.approx(rates, 1e-4)
+    )
+    assert rates["h.0.mlp.experts.up_proj[0]"] < rates["h.0.mlp.experts.up_proj[1]"] < 0.02
+    observed = observe(torch.optim.SGD(stacks[:1]), names=[("experts.w", stacks[0])])
+    assert [view.name for _, _, views in observed._watched for view in views] == [f"experts.w[{e}]" for e in range(3)]
+
+
+def test_a_step_inside_autocast_is_the_same():
+    net, other = Net(), Net()
+    opt, theirs = (AdamW2(n.named_parameters(), 1e-2, certified=True) for n in (net, other))
+    plain = torch.optim.SGD(other.parameters(), 0.0)
+    seen = observe(plain, names=other.named_parameters())
+    feed(net, opt, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feed(other, theirs, 12)
+        plain.step()
+        assert theirs.step(lambda: other.up(torch.ones(1, D)).dtype) is torch.bfloat16
+    opt.step()
+    assert same(weights(net), weights(other))
+    assert seen.readings()[0].sigma1_w == pytest.approx(opt.readings()[0].sigma1_w, 1e-4)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_state_may_be_dropped_or_exchanged_between_steps(batched):
+    net, other = Net(), Net()
+    opt, theirs = (AdamW2(n.named_parameters(), 1e-2, batched=batched) for n in (net, other))
+    feed(net, opt, 12)
+    feed(other, theirs, 12)
+    for state in opt.state.values():  # as one does who moves it off the device and back
+        state.update({name: value.clone() for name, value in state.items()})
+    feed(net, opt, 3, 12)
+    feed(other, theirs, 3, 12)
+    assert same(weights(net), weights(other))
+    saved = opt.state_dict()["state"]
+    assert all(torch.equal(saved[i][k], v) for i, s in theirs.state_dict()["state"].items() for k, v in s.items())
+    opt.state.clear()
+    again = AdamW2(other.named_parameters(), 1e-2, batched=batched)
+    feed(net, opt, 3, 15)
+    feed(other, again, 3, 15)
+    assert gap(weights(net), weights(other)) < 1e-6
+
+
+def test_names_that_no_longer_fit_are_told():
+    net = Net()
+    opt = AdamW2(net.named_parameters())
+    opt.param_groups[0]["params"] = [torch.nn.Parameter(torch.ones(3, 3))]
+    opt.param_groups[0]["params"][0].grad = torch.ones(3, 3)
+    with pytest.raises(UsageError, match="9 param_names for 1"):
+        opt.step()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (0, 3, 3), (3, 0, 2)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_parameter_without_elements_does_no_harm(shape, batched):
+    empty, p = torch.nn.Parameter(torch.zeros(shape)), torch.nn.Parameter(torch.ones(4, 4))
+    opt = AdamW2([("experts.w", empty), ("p", p)], 1e-2, exempt=(), batched=batched)
+    for _ in range(2):
+        empty.grad, p.grad = torch.zeros(shape), torch.ones(4, 4)
+        opt.step()
+    assert opt.readings()[-1].bound
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -461,6 +554,7 @@ def test_the_papers_own_iteration(batched):
         {"floor": -1},
         {"eps_mode": "both"},
         {"block": 0},
+        {"block": 1.5},
         {"refresh": 0},
         {"differentiable": True},
         {"fused": True, "eps_mode": "inside"},

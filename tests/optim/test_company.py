@@ -71,6 +71,24 @@ def test_a_compiled_model_trains_as_the_plain_one():
     assert opt.bound_fraction > 0
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")  # torch's own code
+def test_a_step_inside_what_is_compiled_is_the_plain_one():
+    torch.compiler.reset()
+    net, opt = made(torch.float64)
+    other, theirs = made(torch.float64)
+
+    def whole_step(x):
+        theirs.zero_grad()
+        other(x).square().mean().backward()
+        theirs.step()
+
+    compiled = torch.compile(whole_step, backend="aot_eager")
+    train(net, opt, range(12))
+    for step in range(12):
+        compiled(torch.randn(8, 5, D, generator=torch.Generator().manual_seed(step)).double())
+    assert gap(net, other) <= 1e-7
+
+
 def test_accumulated_gradients_are_one_step():
     net, opt = made(torch.float64)
     other, theirs = made(torch.float64)

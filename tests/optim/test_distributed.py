@@ -122,6 +122,29 @@ def checkpointed(options):
     return exact, worst, ours.param_groups[0]["bounded_steps"]
 
 
+def experts(options):
+    """Five experts over two ranks: each is bounded as if it were alone."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    whole = torch.randn(5, 6, 4)
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    name, shared = "mlp.experts.down_proj", nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+    alone = [nn.Parameter(expert.clone()) for expert in whole]
+    ours = AdamW2([(name, shared)], 1e-2, **options)
+    theirs = AdamW2([(f"{name}[{e}]", p) for e, p in enumerate(alone)], 1e-2, **options)
+    for step in range(STEPS):
+        g = torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(step))
+        shared.grad = placed(g, shared)
+        for p, one in zip(alone, g, strict=True):
+            p.grad = one.clone()
+        ours.step()
+        theirs.step()
+    assert len({r.effective_lr for r in ours.readings()}) == 5
+    rates = [(a.effective_lr, b.effective_lr) for a, b in zip(ours.readings(), theirs.readings(), strict=True)]
+    return (shared.full_tensor() - torch.stack(alone)).abs().max().item(), rates, [r.name for r in ours.readings()]
+
+
 def replicated(options):
     """DistributedDataParallel on different data: the replicas must not drift apart by a bit."""
     net = nn.parallel.DistributedDataParallel(model())
@@ -142,9 +165,8 @@ def refused(_):
 
     mesh = dist.init_device_mesh("cpu", (RANKS,))
     bad = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(1)]))
-    bad.grad = torch.ones_like(bad)
     with pytest.raises(UsageError, match="Shard"):
-        AdamW2([("w", bad)]).step()
+        AdamW2([("w", bad)])
     whole = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Replicate()]))
     whole.grad = torch.ones_like(whole)
     AdamW2([("w", whole)]).step()
@@ -155,6 +177,17 @@ def refused(_):
     return True
 
 
+def flattened(_):
+    """FullyShardedDataParallel, both ways: there is no matrix in what its parameters have become."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for keeps in (False, True):
+        net = FullyShardedDataParallel(model(), use_orig_params=keeps, device_id=torch.device("cpu"))
+        with pytest.raises(UsageError, match="FSDP2"):
+            AdamW2(net.named_parameters())
+    return True
+
+
 WORK = (
     (sharded, {"block": 4, "exempt": ()}),
     (sharded, {"block": 4, "certified": True}),
@@ -162,6 +195,8 @@ WORK = (
     (refused, {}),
     (sharded_long, {"block": 4, "tau": 1e-3}),
     (checkpointed, {"block": 4}),
+    (experts, {"tau": 1e-3}),
+    (flattened, {}),
 )
 
 
@@ -196,6 +231,13 @@ def test_shards_equal_the_unsharded_result_with_one_all_reduce_a_step(results, i
     assert results[i][0][1] == results[i][1][1]
 
 
+def test_experts_that_are_sharded_are_bounded_one_by_one(results):
+    for worst, rates, names in results[6]:
+        assert worst <= 1e-6
+        assert all(a == pytest.approx(b, 1e-6) for a, b in rates)
+        assert names == [f"mlp.experts.down_proj[{e}]" for e in range(5)]
+
+
 def test_replicas_are_identical(results):
     for identical, fraction, matrices in results[2]:
         assert identical
@@ -212,3 +254,4 @@ def test_a_distributed_checkpoint_of_shards_is_read_by_as_many_ranks_and_by_one(
 
 def test_other_placements_are_refused_or_whole(results):
     assert results[3] == [True, True]
+    assert results[7] == [True, True]

@@ -32,6 +32,12 @@ ROWS, COLUMNS = Role("matrix", (("q", D), ("k", D), ("v", D)), 0), Role("matrix"
         ("model.layers.0.self_attn.q_proj.weight", (D, D), Role("matrix")),
         ("transformer.h.0.mlp.c_fc.weight", (4 * D, D), Role("matrix")),
         ("lm_head.weight", (50257, D), Role("matrix")),
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 4 * D, D), Role("matrix", stacked=True)),
+        ("model.layers.0.mlp.experts.gate_up_proj_bias", (8, 4 * D), Role("vector")),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 4 * D, D), Role("matrix", stacked=True)),
+        ("model.layers.0.mlp.experts.3.gate_proj.weight", (4 * D, D), Role("matrix")),
+        ("moe.conv.weight", (D, D, 3), Role("matrix")),
+        ("conv1.weight", (D, D, 3), Role("matrix")),
         ("ln_f.weight", (D,), Role("vector")),
         ("temperature", (), Role("vector")),
         (None, (50257, D), Role("embedding")),
@@ -47,9 +53,14 @@ def test_the_user_has_the_last_word():
     assert choose_role("a.c_attn.weight", (D, 3 * D), {"*.c_attn.*": "matrix"}) == Role("matrix")
     assert choose_role("a.mixed.weight", (3 * D, D), {"*.mixed.*": "qkv rows"}) == ROWS
     assert choose_role("a.mixed.weight", (D, 3 * D), {"b": "matrix", "*.mixed.*": "qkv columns"}) == COLUMNS
+    assert choose_role("w", (4, D, D), {"w": "experts"}) == Role("matrix", stacked=True)
+    assert [(v.name, v.start, v.size) for v in views("w", Role("matrix", stacked=True), (2, 3, 4))] == [
+        ("w[0]", 0, 3),
+        ("w[1]", 3, 3),
+    ]
     grouped = Role("matrix", (("q", 64), ("k", 16), ("v", 16)))
     assert choose_role("qkv_proj.weight", (96, 64), {"qkv_proj*": grouped}) == grouped
-    assert [(v.name, v.start, v.size) for v in views("w", grouped)] == [
+    assert [(v.name, v.start, v.size) for v in views("w", grouped, (96, 64))] == [
         ("w[q]", 0, 64),
         ("w[k]", 64, 16),
         ("w[v]", 80, 16),
@@ -62,6 +73,7 @@ def test_the_user_has_the_last_word():
         ("nonsense", (4, 4)),
         ("qkv rows", (4, 4)),
         ("qkv columns", (7,)),
+        ("experts", (4, 4)),
         (Role("matrix", (("q", 2), ("k", 3)), 1), (4, 5)),
         (Role("matrix", (("q", 2), ("k", 2)), 0, 2), (4, 5)),
     ],
@@ -76,3 +88,5 @@ def test_a_role_checks_itself():
         Role("tensor")
     with pytest.raises(UsageError, match="at least 1"):
         Role("matrix", (("q", 0),))
+    with pytest.raises(UsageError, match="whole"):
+        Role("matrix", (("q", 1),), stacked=True)
