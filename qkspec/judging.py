@@ -15,7 +15,7 @@ from qkspec.curve import Curve, Trouble
 from qkspec.maps import Maps
 from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import Condition, Limits, Verdict
-from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
+from qkspec.trajectory import ALARM, LOST, SURGE, WARNED, HeadTable, RunState
 
 F64 = NDArray[np.float64]
 
@@ -223,7 +223,7 @@ def _reasons(state: RunState) -> tuple[Condition, ...]:
     found = (
         ("heads concentrated and large", "share", state.share, WARNED),
         ("heads concentrated and frozen", "frozen", state.frozen, LOST),
-        ("malignant heads", "malignant", float(state.malignant), 1.0),
+        ("malignant heads", "malignant", float(state.malignant), max(1.0, ALARM * state.judged)),
         ("median growth of ln sigma1 a step", "growth", state.growth, SURGE),
     )
     return tuple(

@@ -42,7 +42,7 @@ _MEANINGS = {
     Verdict.BROKEN: "weights hold NaN or Inf",
     Verdict.MALIGNANT: "concentrated and large, its map sparse yet low-rank: malignant entropy collapse (Theorem 1)",
     Verdict.DEAD: "W_q'W_k is zero: every token attends to all alike",
-    Verdict.SHARP: "large and its map sparse, but not of low rank: peaked attention, not collapsed",
+    Verdict.SHARP: "its map is sparse, of large logits or as measured, but not malignant: peaked attention",
     Verdict.LARGE: "logits large enough to freeze the softmax; the map is not sparse yet",
     Verdict.CONCENTRATED: "spectral energy in a few directions, logits still small: one of Theorem 1's two conditions",
     Verdict.BENIGN: "the map is close to the identity: benign collapse, the layer acts as a linear map",
@@ -104,6 +104,11 @@ class Limits:
             value = getattr(self, name)
             if value is not None and value > 1:
                 raise UsageError(f"limit {name} is {value!r}: it lies between 0 and 1")
+
+    @property
+    def sparse(self) -> tuple[float, ...]:
+        """The entropy at or below which a map is sparse, for each of KINDS."""
+        return self.entropy, self.embedded_entropy, self.random_entropy, self.measured_entropy
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,7 @@ def frozen(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
     maps are sparse indeed; GPTs that lost their run had two thirds of their heads or more beyond the upper one.
     """
     found = conditions(readings, limits, random_rank)
-    measured = map_index(readings, "entropy")[1] >= KINDS.index("random")
-    sure = (readings.metric("freezing_ratio") >= limits.certain) & (found.sparse | ~measured)
+    sure = (readings.metric("freezing_ratio") >= limits.certain) & (found.sparse | ~_ran(readings))
     return np.asarray(collapsing(readings, limits, random_rank) & sure)
 
 
@@ -233,7 +237,7 @@ def classify(readings: Readings, limits: Limits, applicable: Truth, random_rank:
     verdict[found.known] = Verdict.HEALTHY
     verdict[concentrated & found.known] = Verdict.CONCENTRATED
     verdict[found.large & found.known] = Verdict.LARGE
-    verdict[found.large & found.sparse] = Verdict.SHARP
+    verdict[found.sparse & (found.large | _ran(readings))] = Verdict.SHARP  # a real map that is sparse is not healthy
     verdict[concentrated & found.large & found.sparse & found.low_rank] = Verdict.MALIGNANT
     verdict[found.sparse & found.diagonal & ~(found.low_rank & concentrated)] = Verdict.BENIGN
     verdict[~softmax] = Verdict.NOT_APPLICABLE
@@ -249,9 +253,8 @@ def confidence(readings: Readings, limits: Limits, verdicts: NDArray[np.object_]
     On small GPT and ViT runs that no limit was chosen on, 342 of 433 such heads had collapsed maps (entropy below 0.3
     ln T), 86 were on the way and 5 were open (above 0.5). SUSPECT: the rest; 62, 103 and 38 of 203.
     """
-    _, kinds = map_index(readings, "entropy")
     sure = readings.metric("freezing_ratio") >= limits.certain
-    words = np.where(kinds >= KINDS.index("random"), MEASURED, np.where(sure, CERTAIN, SUSPECT)).astype(object)
+    words = np.where(_ran(readings), MEASURED, np.where(sure, CERTAIN, SUSPECT)).astype(object)
     words[np.array([verdict is not Verdict.MALIGNANT for verdict in verdicts], dtype=bool)] = ""
     return np.asarray(words)
 
@@ -284,8 +287,7 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     map_rank, _ = map_index(readings, "rank")
     diagonal, _ = map_index(readings, "diagonal")
     kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
-    by_kind = (limits.entropy, limits.embedded_entropy, limits.random_entropy, limits.measured_entropy)
-    sparse = np.array(by_kind)[kinds]
+    sparse = np.array(limits.sparse)[kinds]
     errors = np.where(kinds == 0, readings.metric("predicted_entropy_error"), np.nan)
     tests = [
         _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),
@@ -297,6 +299,11 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     if limits.sec is not None:
         tests.insert(1, _Test(BY_SEC, "sec_star", ">=", readings.metric("sec_star"), at(limits.sec)))
     return tests
+
+
+def _ran(readings: Readings) -> Truth:
+    """Return which rows (rows,) rest on a map of the running model."""
+    return np.asarray(map_index(readings, "entropy")[1] >= KINDS.index("random"))
 
 
 def map_index(readings: Readings, index: str) -> tuple[F64, NDArray[np.int64]]:

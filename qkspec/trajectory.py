@@ -17,6 +17,8 @@ SURGE = 0.1  # growth of ln σ_1 a step: 0.2-0.7 in runs that were lost, below 0
 STATES = ("sound", "unjudged", "warned", "lost", "broken")  # verdicts of a run, each graver than the one before
 LOST = 0.5  # share of heads that are concentrated and frozen
 WARNED = 0.25  # share of heads that are concentrated and large
+ALARM = 0.05  # share of heads that are malignant: of heads with open maps, weights alone called 0.1 to 3 % so, and a
+# large model has hundreds of heads
 
 
 def growth(steps: NDArray[np.int64], sigma1: F64) -> F64:
@@ -105,6 +107,7 @@ class RunState:
         crossed: the first step at which a share WARNED of the judged heads was concentrated and large, or None.
         growth: the largest growth of the median head's ln σ_1 a step between two checkpoints; NaN if there is none.
         frozen: of the judged heads, the share that is concentrated and frozen at the last checkpoint.
+        judged: heads that could be judged at the last checkpoint.
     """
 
     verdict: str
@@ -115,6 +118,7 @@ class RunState:
     crossed: int | None = None
     growth: float = math.nan
     frozen: float = math.nan
+    judged: int = 0
 
 
 def run_state(
@@ -141,7 +145,7 @@ def run_state(
         verdict = "unjudged"
     elif lost >= LOST:
         verdict = "lost"
-    elif share >= WARNED or bad:
+    elif share >= WARNED or (bad and bad >= ALARM * last.sum()):
         verdict = "warned"
     else:
         verdict = "sound"
@@ -156,6 +160,7 @@ def run_state(
         _least(first(steps, (shares >= WARNED)[:, None])),
         float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan,
         lost,
+        int(last.sum()),
     )
 
 

@@ -124,3 +124,14 @@ def test_the_samples_story(sample):
     assert story.leads["malignant"] >= 5
     assert report.stories["adamw2"].alarms == {}
     assert report.stories["adamw2"].trouble is None
+
+
+def test_a_few_malignant_heads_of_many_are_told_and_are_no_warning():
+    from qkspec.reports.view import RunView, state_sentence
+
+    sizes = [0.5] * 40 + [30]
+    layers = [replace(collapsed_layer(size=size), name=f"h.{i}", layer=i) for i, size in enumerate(sizes)]
+    report = assembled([table(layer, run="x", checkpoint="c", step=NO_STEP) for layer in layers])
+    state = report.states["x"]
+    assert (state.verdict, state.malignant, state.judged) == ("sound", 1, 41)
+    assert "1 malignant (2.4%), as single heads of a sound model may be" in state_sentence(RunView.of(report, "x"))

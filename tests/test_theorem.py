@@ -208,3 +208,13 @@ def test_broken_and_dead_heads():
 
 def test_every_verdict_has_a_meaning():
     assert all(verdict.meaning for verdict in Verdict)
+
+
+@pytest.mark.parametrize("kind", ["random", "measured"])
+def test_a_real_map_that_is_sparse_is_not_healthy_whatever_the_weights_say(kind):
+    """As of a head that parks its attention on one token: peaked, and malignant only by its weights as well."""
+    real = {f"{kind}_entropy": 0.05, f"{kind}_rank": 0.03, f"{kind}_diagonal": 0.02}
+    assert judge(row(**real)) == [Verdict.SHARP]
+    assert judge(row(**CONCENTRATED, **real)) == [Verdict.SHARP]
+    assert judge(row(**CONCENTRATED, **LARGE, **real)) == [Verdict.MALIGNANT]
+    assert judge(row(**real | {f"{kind}_entropy": 0.9})) == [Verdict.HEALTHY]

@@ -84,3 +84,12 @@ def test_the_largest_growth_of_the_median_head():
     found = trajectory.run_state(steps, sigma, judged=np.ones((3, 3), dtype=bool), **flags)
     assert found.growth == pytest.approx(0.2)
     assert np.isnan(state(malignant=heads((0, 0, 0, 0))).growth) or state().growth == 0
+
+
+@pytest.mark.parametrize(("heads_", "bad", "verdict"), [(8, 1, "warned"), (20, 1, "warned"), (144, 7, "sound")])
+def test_a_malignant_head_warns_by_its_share(heads_, bad, verdict):
+    """Of 144 heads a sound model has some that look so; of 8, one is an eighth of the model."""
+    given = {name: np.zeros((1, heads_), dtype=bool) for name in ("both", "frozen", "broken")}
+    malignant, judged = np.arange(heads_)[None] < bad, np.ones((1, heads_), dtype=bool)
+    found = trajectory.run_state(np.array([0]), np.ones((1, heads_)), malignant=malignant, judged=judged, **given)
+    assert (found.verdict, found.malignant, found.judged) == (verdict, bad, heads_)

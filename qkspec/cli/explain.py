@@ -79,13 +79,13 @@ def _verdicts() -> dict[str, str]:
 
 def _over_time() -> dict[str, str]:
     from qkspec import courses, curve
-    from qkspec.trajectory import LOST, STATES, SURGE, WARNED
+    from qkspec.trajectory import ALARM, LOST, STATES, SURGE, WARNED
 
     return {
         "run_verdict": f"of a run's last checkpoint: {', '.join(STATES)}\n"
         "  broken: some head holds NaN or Inf\n"
         f"  lost: at least {LOST:.0%} of the judged heads are concentrated and frozen (κ at limit certain or above)\n"
-        f"  warned: at least {WARNED:.0%} of them are concentrated and large, or one is malignant\n"
+        f"  warned: at least {WARNED:.0%} of them are concentrated and large, or {ALARM:.0%} malignant, one at least\n"
         "  sound: neither\n  unjudged: no head could be judged",
         "surging": f"flag: ln σ_1 grew by {SURGE} a step or more between two checkpoints; only checkpoints within some"
         " 50 steps of each other can show it",

@@ -21,6 +21,7 @@ from qkspec.reports.view import (
     reasons,
     state_sentence,
     turn_sentence,
+    turn_word,
     views,
     what_was_read,
 )
@@ -111,6 +112,7 @@ def summary(view: RunView, side: str = "") -> dict[str, Any]:
         "read": clean(what_was_read(view), 1000),
         "sentence": clean(state_sentence(view)),
         "turn": clean(turn_sentence(view)),
+        "turn_word": turn_word(view).capitalize(),
         "why": clean(", ".join(reasons(view, row))) if row is not None else "",
         "notes": [(word.capitalize(), clean(sentence, 500)) for word, sentence in notes(view)],
         "counts": [(verdict.value, counts[verdict]) for verdict in GRAVITY if counts[verdict]],

@@ -14,6 +14,7 @@ from qkspec.reports.view import (
     reasons,
     state_sentence,
     turn_sentence,
+    turn_word,
     views,
     what_was_read,
 )
@@ -98,7 +99,7 @@ def _run(view: RunView) -> Iterator[str]:
     facts = [
         inert(what_was_read(view), 1000),
         f"**{view.state.verdict}**: {inert(state_sentence(view))}",
-        f"First: {inert(turn_sentence(view))}{why}",
+        f"{turn_word(view).capitalize()}: {inert(turn_sentence(view))}{why}",
     ]
     facts += [f"{word.capitalize()}: {inert(sentence, 500)}" for word, sentence in notes(view)]
     yield "  \n".join(facts)
@@ -107,7 +108,7 @@ def _run(view: RunView) -> Iterator[str]:
     if worst:
         yield from _worst(view, worst[:MAX_HEADS])
     if len(worst) > MAX_HEADS:
-        yield f"… and {len(worst) - MAX_HEADS} more heads that are not healthy."
+        yield f"… and {len(worst) - MAX_HEADS} more."
         yield ""
     for remark in view.remarks():
         yield f"- {inert(remark)}"

@@ -19,6 +19,7 @@ from qkspec.reports.view import (
     reasons,
     state_sentence,
     turn_sentence,
+    turn_word,
     views,
     what_was_read,
 )
@@ -66,7 +67,7 @@ def _run(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
 
 
 def _first(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
-    yield from _wrap(Text(glyphs.name(f"first: {turn_sentence(view)}")), width, indent=2, hang=7)
+    yield from _wrap(Text(glyphs.name(f"{turn_word(view)}: {turn_sentence(view)}")), width, indent=2, hang=7)
     row = view.first_turn()
     if row is not None:
         because = ", ".join(reasons(view, row))
@@ -102,7 +103,8 @@ def _worst(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     while sum(len(c[1][0]) + 2 for c in columns) > width and len(columns) > 1:
         least = max(range(len(columns)), key=lambda i: columns[i][0])  # the column that is needed least
         columns.pop(least)
-    title = Text.assemble((glyphs.name(f"worst heads at {view.at(-1)}"), "bold"), (f"; {maps_sentence(kinds)}", "dim"))
+    what = "heads that stand out" if view.state.verdict == "sound" else "worst heads"
+    title = Text.assemble((glyphs.name(f"{what} at {view.at(-1)}"), "bold"), (f"; {maps_sentence(kinds)}", "dim"))
     yield from _wrap(title, width, indent=2)
     for i, row in enumerate([None, *rows[:WORST]]):
         style = "dim" if row is None else ""
@@ -115,9 +117,7 @@ def _worst(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
         line.truncate(width)
         yield line
     if len(rows) > WORST:
-        yield from _wrap(
-            Text(glyphs.say(f"… and {len(rows) - WORST} more that are not healthy"), "dim"), width, indent=2
-        )
+        yield from _wrap(Text(glyphs.say(f"… and {len(rows) - WORST} more"), "dim"), width, indent=2)
 
 
 def _columns(view: RunView, rows: list[int], kinds: list[str], glyphs: Glyphs) -> list[tuple[int, list[str]]]:
@@ -141,10 +141,11 @@ def _columns(view: RunView, rows: list[int], kinds: list[str], glyphs: Glyphs) -
         (8, "SEC(s*)", values("sec_star"), ">"),
         (6, "entropy", of_map("entropy"), ">"),
         (7, "map rank", of_map("rank"), ">"),
-        (2, "since", [_since(view, row) for row in rows], ">"),
     ]
     if len(set(kinds)) > 1:
-        table.insert(-1, (6, "map", kinds, "<"))
+        table.append((6, "map", kinds, "<"))
+    if len(view.grid) > 1:
+        table.append((2, "since", [_since(view, row) for row in rows], ">"))
     if len({block for block, *_ in view.modules()}) > 1 or len(blocks) > 1:
         table.insert(0, (0, "block", [glyphs.name(readings["block"][row], 20) for row in rows], "<"))
     out = []

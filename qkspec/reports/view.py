@@ -14,7 +14,7 @@ from qkspec.courses import Flag
 from qkspec.judging import Story
 from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import GRAVITY, KINDS, Condition, Verdict, map_index
-from qkspec.trajectory import LOST, SURGE, WARNED, HeadTable, RunState
+from qkspec.trajectory import ALARM, LOST, SURGE, WARNED, HeadTable, RunState
 
 F64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -188,31 +188,46 @@ def state_sentence(view: RunView) -> str:
         return f"weights hold NaN or Inf at {view.at(-1)}"
     if not np.isfinite(state.share):
         return f"no head could be judged at {view.at(-1)}"
-    judged = len([row for row in view.last_rows() if view.verdict(int(row)) not in _UNSHARED])
-    many, frozen = round(state.share * judged), round(state.frozen * judged)
-    text = f"{many} of {judged} heads ({state.share:.0%}) concentrated and large at {view.at(-1)}"
+    judged, where = state.judged, view.at(-1)
     certain = f"κ ≥ {number(view.report.limits.certain)}"
     if state.verdict == "lost":
-        share = f"{frozen} of {judged} heads ({state.frozen:.0%})"
-        return f"{share} concentrated and frozen ({certain}) at {view.at(-1)}; from {LOST:.0%} a run counts as lost"
-    if state.verdict == "warned" and state.share < WARNED:
-        return f"{text}; a malignant head alone is a warning"
-    if state.verdict == "warned":
+        share = f"{round(state.frozen * judged)} of {judged} heads ({state.frozen:.0%})"
+        what = "run" if len(view.grid) > 1 else "model"
+        return f"{share} concentrated and frozen ({certain}) at {where}; from {LOST:.0%} a {what} counts as lost"
+    text = f"{round(state.share * judged)} of {judged} heads ({state.share:.0%}) concentrated and large at {where}"
+    if state.share >= WARNED:
         return f"{text}, a warning from {WARNED:.0%}; frozen ({certain}) are {state.frozen:.0%}, lost from {LOST:.0%}"
-    return text
+    return text + _beside(view)
+
+
+def _beside(view: RunView) -> str:
+    """Return what is to be said of a run that is warned by malignant heads alone, or sound."""
+    state, alone = view.state, view.counts()[Verdict.CONCENTRATED]
+    bad = f"; {state.malignant} malignant ({state.malignant / max(state.judged, 1):.1%})"
+    if state.verdict == "warned":
+        return f"{bad}, a warning from {ALARM:.0%}"
+    if state.malignant:
+        return f"{bad}, as single heads of a sound model may be: a warning from {ALARM:.0%}"
+    return f"; {alone} concentrated alone, as heads of sound models often are" if alone else ""
 
 
 _BAD = Verdict.MALIGNANT
-_UNSHARED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
+
+
+def turn_word(view: RunView) -> str:
+    """Return the word that ``turn_sentence`` stands behind: of one checkpoint nothing is known to be the first."""
+    return "first" if len(view.grid) > 1 else "worst"
 
 
 def turn_sentence(view: RunView) -> str:
     """Return which head turned malignant first and when, or that none did."""
-    row = view.first_turn()
+    row, several = view.first_turn(), len(view.grid) > 1
     if row is None:
-        return "no head was malignant at any checkpoint"
+        return "no head was malignant at any checkpoint" if several else "no head is malignant"
     others = view.counts(view.index_of(row))[Verdict.MALIGNANT] - 1
     more = f", with {others} more" if others else ""
+    if not several:
+        return f"{head_name(view, row)} is malignant{more}"
     index, column = (int(place) for place in np.argwhere(view.grid == row)[0])
     now = int(view.grid[-1, column])
     ended = f"; at {view.at(-1)} it is {view.verdict(now).value}" if now >= 0 and view.verdict(now) is not _BAD else ""

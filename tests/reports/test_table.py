@@ -47,6 +47,18 @@ def test_it_says_what_a_tired_engineer_needs(two_runs: Report) -> None:
     assert text.index("layer  head") < text.index("layer × head")
 
 
+def test_one_checkpoint_has_no_course(make_report: Callable[..., Report]) -> None:
+    """Nothing turned, nothing is first, nothing is since: it is so, or it is not."""
+    reports = (make_report((name, (size,))) for name, size in (("sound", 0.0), ("lost", 6.0)))
+    sound, lost = (" ".join(shown(report).split()) for report in reports)
+    assert "worst: no head is malignant" in sound
+    assert "worst: layer 2 head 2 is malignant, with 5 more" in lost
+    assert "from 50% a model counts as lost" in lost
+    for text in (sound, lost):
+        assert not re.search(r"turned|since|first|at any checkpoint", text)
+    assert "worst heads" not in sound
+
+
 @pytest.mark.parametrize("width", [20, 40, 79, 80, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("colour", [False, True])
