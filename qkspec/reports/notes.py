@@ -71,7 +71,7 @@ def _flags(view: RunView) -> Iterator[Note]:
         known = np.isfinite(steps) & among
         if known.any():
             first = int(np.nanargmin(np.where(known, steps, np.nan)))
-            of = f"{among.sum()} heads" if among is every else f"{among.sum()} heads that are not healthy"
+            of = f"{among.sum()} heads" if among is every else f"{among.sum()} heads that stand out"
             start = f"{known.sum()} of {of} {what}"
             said.append(f"{start}, {_head(view, view.story.heads[first])} first, {since} step {steps[first]:.0f}")
     if said:
