@@ -7,7 +7,6 @@ older row of pickles.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from math import prod
 from typing import Any, NoReturn, cast
 
@@ -104,11 +103,10 @@ class TorchFile:
         window = archive.window("data.pkl")
         if window.size > self._limit:
             _refuse(self.blob, f"its pickle is {window.size} bytes, more than {self._limit}; save only the weights")
-        return Reader(self.blob.path, HANDLERS, _storage).load(BytesIO(window.read(0, window.size)))
+        return Reader(self.blob.path, HANDLERS, _storage).load(window.read(0, window.size))
 
     def _open_legacy(self) -> Any:
-        stream = BytesIO(self.blob.read(0, min(self._limit, self.blob.size)))
-        stream.seek(len(LEGACY))
+        data = self.blob.read(0, min(self._limit, self.blob.size))
         counts: dict[str, Storage] = {}
 
         def persistent(identifier: Any) -> Any:
@@ -118,12 +116,12 @@ class TorchFile:
             return value
 
         reader = Reader(self.blob.path, HANDLERS, persistent)
-        reader.load(stream)  # the protocol's version
-        system = reader.load(stream)
+        reader.load(data, len(LEGACY))  # the protocol's version
+        system = reader.load(data, reader.end)
         if isinstance(system, dict) and system.get("little_endian") is False:
             _refuse(self.blob, "was written on a big-endian machine; save it again as safetensors")
-        root, keys = reader.load(stream), reader.load(stream)
-        at = stream.tell()
+        root, keys = reader.load(data, reader.end), reader.load(data, reader.end)
+        at = reader.end
         for key in keys if isinstance(keys, list) else ():
             storage = counts.get(key) if isinstance(key, str) else None
             if storage is None:

@@ -1,5 +1,8 @@
 """Distributed checkpoints that torch wrote, on one process and sharded over two, against the tensors that went in."""
 
+import io
+import pickle  # noqa: TID251 - torch's own writer, on metadata made here
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
+from qkspec.checkpoints import chunks, pickles
 from qkspec.checkpoints.sequence import find_runs, open_checkpoint
 from qkspec.checkpoints.store import Store
 from qkspec.errors import CheckpointError
@@ -145,6 +153,103 @@ def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
         (folder / ".metadata").write_bytes(metadata[:end])
         with pytest.raises(CheckpointError):
             open_checkpoint(folder)
+
+
+def ranks_of(count: int, weights: dict[str, torch.Tensor], folder: Path) -> Path:
+    """Write what ``count`` ranks of FSDP save together, the moments beside the weights, by torch's own planner."""
+    folder.mkdir()
+    moments = {f"optimizer.state.{name}.exp_avg": torch.ones_like(tensor) for name, tensor in weights.items()}
+    everything = {**{f"model.{name}": tensor for name, tensor in weights.items()}, **moments}
+    plans, parts = [], {}
+    for rank in range(count):
+        items = []
+        for name, tensor in everything.items():
+            rows = -(-len(tensor) // count)
+            part = tensor[rank * rows : (rank + 1) * rows]
+            start = torch.Size((min(rank * rows, len(tensor)), *([0] * (tensor.ndim - 1))))
+            box = ChunkStorageMetadata(start, part.shape)
+            about = TensorWriteData(box, TensorProperties(), tensor.shape)
+            items.append(WriteItem(MetadataIndex(name, start), WriteItemType.SHARD, tensor_data=about))
+            parts[rank, name] = part
+        plans.append(pickle.loads(pickle.dumps(SavePlan(items))))  # as ranks gather them: no text is shared
+    plans, metadata = create_default_global_save_plan(plans)
+    metadata.planner_data = {name: tuple(name.split(".", 1)) for name in everything}
+    places = {}
+    for rank, plan in enumerate(plans):
+        data = io.BytesIO()
+        for item in plan.items:
+            at = data.tell()
+            torch.save(parts[rank, item.index.fqn].clone(), data)
+            places[item.index] = _StorageInfo(f"__{rank}_0.distcp", at, data.tell() - at)
+        (folder / f"__{rank}_0.distcp").write_bytes(data.getvalue())
+    metadata.storage_data = places
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    return folder
+
+
+def test_many_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some ranks hold nothing, boxes may be few rows, and more files than a process may have open are no matter."""
+    weights = {f"layers.{n}.wq.weight": torch.randn(rows, 2) for n, rows in enumerate((150, 40, 301))}
+    weights["norm.weight"] = torch.randn(7)
+    folder = ranks_of(150, weights, tmp_path / "step-5")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
+    try:
+        store = open_checkpoint(folder).store
+        assert_same(store, weights)
+        assert store.bytes_read > (folder / ".metadata").stat().st_size + sum(w.nbytes for w in weights.values())
+        store.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr(chunks, "MAX_NUMBERS", 40_000)
+    with pytest.raises(CheckpointError, match="more chunks than 40000 bytes"):
+        open_checkpoint(folder)
+    monkeypatch.setattr(chunks, "MAX_METADATA", 1000)
+    with pytest.raises(CheckpointError, match="more than 1000"):
+        open_checkpoint(folder)
+
+
+def test_chunks_do_not_count_as_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand ranks take fifty million steps; the limit is on those that something stays of."""
+    folder = ranks_of(2, {f"layers.{n}.wq.weight": torch.ones(4) for n in range(500)}, tmp_path / "step-5")
+    monkeypatch.setattr(pickles, "_SPARSE", 0)
+    monkeypatch.setattr(chunks, "_MAX_STEPS", 100_000)
+    assert len(open_checkpoint(folder).store.names()) == 500
+    monkeypatch.setattr(pickles, "_SPARSE", 1 << 30)
+    with pytest.raises(CheckpointError, match="100000 steps"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.storage_data.pop(next(iter(data.storage_data))), "does not say where a piece"),
+        (lambda data: data.state_dict_metadata["q"].chunks.clear(), "do not make up its shape"),
+        (lambda data: data.state_dict_metadata["q"].chunks.append(7), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "offsets", (0.0, 0)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "offsets", (-1, 0)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "offsets", (1 << 62, 0)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "sizes", (1 << 70, 0)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "sizes", (5, 4)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"].chunks[0], "sizes", (4,)), "damaged"),
+        (lambda data: setattr(data.state_dict_metadata["q"], "size", (4, "x")), "damaged"),
+        (lambda data: setattr(next(iter(data.storage_data.values())), "offset", -5), "damaged"),
+        (lambda data: setattr(next(iter(data.storage_data.values())), "offset", 1 << 70), "damaged"),
+        (lambda data: setattr(next(iter(data.storage_data.values())), "length", 1 << 60), "an index places"),
+        (lambda data: setattr(next(iter(data.storage_data.values())), "relative_path", "/etc/passwd"), "damaged"),
+        (
+            lambda data: setattr(next(iter(data.storage_data.values())), "transform_descriptors", ["zstd"]),
+            "compressed or encrypted",
+        ),
+    ],
+)
+def test_metadata_that_lies(tmp_path: Path, change: Any, message: str) -> None:
+    folder = save({"q": torch.randn(4, 4)}, tmp_path / "d")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder).store.read("q")
 
 
 def test_only_an_optimizer_is_no_model(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The reader of pickles as data: plain values equal pickle's own, and nothing is ever called."""
 
-import io
 import os
 import pickle  # noqa: TID251 - the second reader, on pickles made here
 from collections import OrderedDict
@@ -29,7 +28,7 @@ VALUES = st.recursive(
 
 
 def load(data: bytes) -> Any:
-    return Reader("file.pt", PLAIN).load(io.BytesIO(data))
+    return Reader("file.pt", PLAIN).load(data)
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,11 +152,11 @@ def test_values_are_counted_and_not_only_steps(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pickles, "MAX_BLOCKS", 50_000)
     many = b"\x80\x04(" + b"}" * 100_000 + b"l."
     with pytest.raises(CheckpointError, match="50000 values"):
-        Reader("file.pt", PLAIN, limit=10_000_000).load(io.BytesIO(many))
+        Reader("file.pt", PLAIN, limit=10_000_000).load(many)
     passing = b"\x80\x04(" + b"K\x01" * 100_000 + b"l."  # one value, many times
-    assert Reader("file.pt", PLAIN, limit=10_000_000).load(io.BytesIO(passing)) == [1] * 100_000
+    assert Reader("file.pt", PLAIN, limit=10_000_000).load(passing) == [1] * 100_000
     with pytest.raises(CheckpointError, match="more than 1000 steps"):
-        Reader("file.pt", PLAIN, limit=1000).load(io.BytesIO(passing))
+        Reader("file.pt", PLAIN, limit=1000).load(passing)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -170,9 +169,72 @@ def test_remembered_values_out_of_order(protocol: int) -> None:
         load(b"\x80\x02]q\x05h\x04.")
 
 
-def test_packed_states_let_go_of_their_dicts() -> None:
-    made = Reader("file.pt", PLAIN, packers={"Args": lambda state: tuple(state.values())}).load(
-        io.BytesIO(pickle.dumps(Args(1, Path("b")), 4))
-    )
+def test_packed_states_are_kept_alone() -> None:
+    packers = {"Args": lambda state: tuple(state.values())}
+    made = Reader("file.pt", PLAIN, packers=packers).load(pickle.dumps(Args(1, Path("b")), 4))
     assert made.state[0] == 1
     assert made.state[1].args == ("b",)
+
+
+def test_steps_of_packed_states_do_not_count_unless_something_of_them_stays() -> None:
+    many = [Args(n, Path("b")) for n in range(300)]
+    packers = {"Args": lambda state: state["width"]}
+    data = pickle.dumps(many, 4) + b" " * (1 << 20)  # of a large pickle only what it asks for again is remembered
+    made = Reader("file.pt", PLAIN, packers=packers, limit=2100).load(data)
+    assert [one.state for one in made] == list(range(300))
+    with pytest.raises(CheckpointError, match="2100 steps"):
+        Reader("file.pt", PLAIN, limit=2100).load(data)
+    with pytest.raises(CheckpointError, match="2100 steps"):
+        Reader("file.pt", PLAIN, packers=packers, limit=2100).load(pickle.dumps(many, 4))
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(4, 5))
+def test_a_large_pickle_remembers_what_it_asks_for(picks: list[int], protocol: int) -> None:
+    """Shared values come back shared, also when they were remembered long before, among jjjj that look like asking."""
+    shared = [[str(n), b"j\x01\x02\x00\x00"] for n in range(41)]
+    value = [shared[:20], ["jjjjj" + str(n) for n in range(300)], b"j" * (1 << 20), shared, [shared[n] for n in picks]]
+    got = load(pickle.dumps(value, protocol))
+    assert got == value
+    assert all(got[4][at] is got[3][n] for at, n in enumerate(picks))
+
+
+def test_a_sink_takes_a_dicts_items() -> None:
+    taken: list[Any] = []
+    packers = {"Args": lambda state: state["width"]}
+    data = pickle.dumps({"a": {Key(n): n for n in range(3)}, "b": {"c": 1}}, 4)
+    root = Reader("file.pt", PLAIN, packers={"Key": packers["Args"]}, sinks={"Key": taken.extend}).load(data)
+    assert root == {"a": {}, "b": {"c": 1}}
+    assert [item.state if isinstance(item, Instance) else item for item in taken] == [0, 0, 1, 1, 2, 2]
+
+
+@dataclass(frozen=True)
+class Key:
+    width: int
+
+
+@pytest.mark.parametrize("maker", [b"cbuiltins\nlist\n", b"ccollections\nOrderedDict\n", b"ccollections\ndeque\n"])
+def test_copies_of_copies_end(maker: bytes) -> None:
+    """Three bytes that copy a list: a pickle of 300 KB once took 3.4 GB."""
+    pairs = b"](" + b"]r\x01\x00\x00\x00(K\x01K\x02e" + b"j\x01\x00\x00\x00" * 20_000 + b"eq\x00"
+    data = b"\x80\x02" + pairs + b"(" + maker + b"q\x02h\x00\x85R" + b"h\x02h\x00\x85R" * 1000 + b"l."
+    with pytest.raises(CheckpointError, match="copies or widens"):
+        load(data)
+
+
+def test_wide_text_is_counted_by_its_width() -> None:
+    letter = "a" * 200 + "\U0001f600"  # 204 bytes here, 804 in memory
+    assert load(pickle.dumps([letter] * 1000, 4)) == [letter] * 1000
+    wide = b"\x80\x04(" + (b"\x8c\xcc" + letter.encode()) * 170_000 + b"l."
+    with pytest.raises(CheckpointError, match="copies or widens"):
+        Reader("file.pt", PLAIN).load(wide)
+
+
+@pytest.mark.parametrize("data", [b"\x80\x04]\x94]q\x07\x86.", b"\x80\x04]q\x00]\x94\x86."])
+def test_both_ways_to_remember_in_one_pickle_are_damage(data: bytes) -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(data)
+
+
+def test_a_place_is_remembered_anew() -> None:
+    assert load(b"\x80\x02K\x01q\x00K\x02q\x00h\x00\x87.") == (1, 2, 2)
