@@ -7,6 +7,7 @@ A file is safetensors. Its tensors are named by the attention module ("h.0.attn"
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,13 @@ class Runner(Protocol):
             InputError: the checkpoint's model cannot be run.
         """
 
+    def maps(self, checkpoint: Checkpoint, layer: QKLayer) -> F32:
+        """Return one module's maps of the first input themselves, (heads, t, t): see ``given.of_inputs``.
+
+        Raises:
+            InputError: the checkpoint's model cannot be run.
+        """
+
 
 def load(path: str | Path) -> dict[str, F32]:
     """Read a file of activations.
@@ -64,6 +72,12 @@ def load(path: str | Path) -> dict[str, F32]:
         if not np.isfinite(value).all():
             raise InputError(f"{path}: {name!r} holds NaN or Inf; record activations of a model that still computes")
     return {name: value if value.ndim == 3 else value[None] for name, value in found.items()}
+
+
+@lru_cache(maxsize=1)
+def loaded(path: str) -> Mapping[str, F32]:
+    """Return what ``load`` does of the file that was asked for last, read once."""
+    return load(path)
 
 
 def of_module(activations: Mapping[str, F32], layer: QKLayer, checkpoint: str) -> tuple[F32 | None, F32 | None]:

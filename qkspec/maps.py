@@ -1,7 +1,8 @@
-"""The predicted attention maps themselves, as small pictures of a bounded number of heads, for a page to show.
+"""The attention maps themselves, as small pictures of a bounded number of heads, for a page to show.
 
 Readings keep what is read off a map; the map is thrown away. Here the weights of a few checkpoints are read once more:
-of each run the last checkpoint, the one at which a head first turned malignant, the first, then some in between.
+of each run the last checkpoint, the one at which a head first turned malignant, the first, then some in between. What
+the weights predict is drawn, and beside it the maps of given inputs or of a run of the model, if they were asked for.
 """
 
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec import given
 from qkspec.attention import F32, MAP_TOKENS, map_indices, predicted_map
 from qkspec.errors import QkspecError
 from qkspec.layouts.find import Plan, plan
@@ -40,51 +42,80 @@ INDICES = ("entropy", "rank", "diagonal", "columns")  # whose errors are kept, i
 
 @dataclass(frozen=True)
 class Maps:
-    """Pictures of predicted maps.
+    """Pictures of maps.
 
     Args:
-        pictures: "run/checkpoint/module" to (heads, t, t) uint8, 255 √(attention weight), rows are queries.
+        pictures: "run/checkpoint/module" to (heads, t, t) uint8, 255 √(attention weight), rows are queries: of the
+            maps that the weights predict.
         errors: the same keys to (4, heads): standard deviation of each of INDICES over draws of random tokens, the
             Monte-Carlo error of the one draw that readings hold.
         cell: tokens a side of a cell; a cell holds the mean over its queries of the mass on its keys.
         note: why a head or checkpoint may have no picture, "" if each has one.
+        given: kind of map ("embedded", "random", "measured") to the same keys and pictures: of the first 64 tokens of
+            the first sequence.
     """
 
     pictures: Mapping[str, Codes] = field(default_factory=dict)
     errors: Mapping[str, F64] = field(default_factory=dict)
     cell: int = 1
     note: str = ""
+    given: Mapping[str, Mapping[str, Codes]] = field(default_factory=dict)
 
 
 def draw(report: "Report", runs: "Sequence[Run]", settings: "Settings", *, seconds: float = SECONDS) -> Maps:
-    """Predict the maps of a report's heads once more and keep pictures of them, within bounds of time and size.
+    """Make the maps of a report's heads once more and keep pictures of them, within bounds of time and size.
 
     Args:
         report: whose rows say which heads come first.
         runs: where its checkpoints lie.
         settings: that they were measured by; the same seed gives the same maps.
-        seconds: to spend; what is not done by then has no picture.
+        seconds: to spend, and as many again on maps that are not predicted; what is not done by then has no picture.
     """
     sources = {(run.name, source.name): source for run in runs for source in run.sources}
-    cell = _cell(sum(len(story.heads) for story in report.stories.values()))
+    kinds = given.kinds(settings)
+    most = BYTES // (1 + len(kinds))
+    cell = _cell(sum(len(story.heads) for story in report.stories.values()), most)
     pictures: dict[str, Codes] = {}
     errors: dict[str, F64] = {}
-    start, left, note = time.monotonic(), BYTES, ""
-    for run, checkpoint, modules in _jobs(report):
-        if (run, checkpoint) not in sources:
-            continue
-        for name, layer in _layers(sources[run, checkpoint], modules, settings):
-            spent = time.monotonic() - start
-            if spent > seconds or left <= 0:
-                note = f"maps are kept until they fill {BYTES >> 20} MiB" if left <= 0 else "the time for maps was over"
-                return Maps(pictures, errors, cell, note)
-            key = f"{run}/{checkpoint}/{name}"
-            first = predicted_map(layer, seed=settings.seed)
-            pictures[key] = picture(first, cell)
-            left -= pictures[key].nbytes
-            if spent < seconds * WITH_ERRORS:
-                errors[key] = _errors(layer, first, settings.seed)
-    return Maps(pictures, errors, cell, _thinned(report, pictures))
+    bounds = _Bounds(seconds, most)
+    for key, layer, _ in _layers(report, sources, settings):
+        if bounds.reached():
+            break
+        first = predicted_map(layer, seed=settings.seed)
+        pictures[key] = bounds.kept(picture(first, cell))
+        if bounds.spent() < seconds * WITH_ERRORS:
+            errors[key] = _errors(layer, first, settings.seed)
+    note = bounds.note or _thinned(report, pictures)
+    if not kinds:
+        return Maps(pictures, errors, cell, note)
+    drawn: dict[str, dict[str, Codes]] = {kind: {} for kind in kinds}
+    bounds = _Bounds(seconds, most * len(kinds))
+    for key, layer, checkpoint in _layers(report, sources, settings):
+        if any(drawn.values()) and bounds.reached():  # a run of a large model takes longer than all that there is
+            break
+        for kind, found in given.maps(checkpoint, layer, settings):
+            drawn[kind][key] = bounds.kept(picture(found, cell))
+    return Maps(pictures, errors, cell, note or bounds.note, {kind: own for kind, own in drawn.items() if own})
+
+
+class _Bounds:
+    """How much time and room is left for pictures, and which of them ended first."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._start, self._seconds, self._left, self.note = time.monotonic(), seconds, most, ""
+
+    def spent(self) -> float:
+        return time.monotonic() - self._start
+
+    def kept(self, codes: Codes) -> Codes:
+        self._left -= codes.nbytes
+        return codes
+
+    def reached(self) -> bool:
+        full, late = self._left <= 0, self.spent() > self._seconds
+        if full or late:
+            self.note = f"maps are kept until they fill {BYTES >> 20} MiB" if full else "the time for maps was over"
+        return full or late
 
 
 def picture(maps: F32, cell: int = 1) -> Codes:
@@ -107,26 +138,37 @@ def _errors(layer: "QKLayer", first: F32, seed: int) -> F64:
     return np.stack([np.std([getattr(one, name) for one in found], axis=0, ddof=1) for name in INDICES])
 
 
-def _layers(source: "Source", modules: Sequence[str], settings: "Settings") -> "Iterator[tuple[str, QKLayer]]":
+def _layers(
+    report: "Report", sources: "Mapping[tuple[str, str], Source]", settings: "Settings"
+) -> "Iterator[tuple[str, QKLayer, Checkpoint]]":
+    """Yield (key, weights, open checkpoint) of the modules that have maps, the most telling first."""
+    for run, name, modules in _jobs(report):
+        if (run, name) not in sources:
+            continue
+        try:
+            checkpoint = sources[run, name].open()
+        except QkspecError:
+            continue
+        try:
+            for module, layer in _modules(checkpoint, modules, settings):
+                yield f"{run}/{name}/{module}", layer, checkpoint
+        finally:
+            checkpoint.store.close()
+
+
+def _modules(checkpoint: "Checkpoint", modules: Sequence[str], settings: "Settings") -> "Iterator[tuple[str, QKLayer]]":
     """Yield the weights of some modules of a checkpoint, in that order; what cannot be read any more is left out."""
-    try:
-        checkpoint = source.open()
-    except QkspecError:
-        return
-    try:
-        found = _planned(checkpoint, settings)
-        by_name = {} if found is None else {module.name: module for module in found.modules}
-        for name in modules:
-            if found is None or name not in by_name:
-                continue
-            try:
-                layer = read(checkpoint, found, by_name[name])
-            except QkspecError:
-                continue
-            if layer.softmax and not ("input norm" in layer.unknown and layer.qk_norm is None):
-                yield name, layer if layer.context else replace(layer, context=settings.context)
-    finally:
-        checkpoint.store.close()
+    found = _planned(checkpoint, settings)
+    by_name = {} if found is None else {module.name: module for module in found.modules}
+    for name in modules:
+        if found is None or name not in by_name:
+            continue
+        try:
+            layer = read(checkpoint, found, by_name[name])
+        except QkspecError:
+            continue
+        if layer.softmax and not ("input norm" in layer.unknown and layer.qk_norm is None):
+            yield name, layer if layer.context else replace(layer, context=settings.context)
 
 
 def _planned(checkpoint: "Checkpoint", settings: "Settings") -> Plan | None:
@@ -172,8 +214,8 @@ def _gravest_first(report: "Report", rows: NDArray[np.int64]) -> list[str]:
     return sorted(best, key=lambda name: best[name])
 
 
-def _cell(heads: int) -> int:
-    return next((cell for cell in CELLS if 2 * heads * (MAP_TOKENS // cell) ** 2 <= BYTES), CELLS[-1])
+def _cell(heads: int, most: int) -> int:
+    return next((cell for cell in CELLS if 2 * heads * (MAP_TOKENS // cell) ** 2 <= most), CELLS[-1])
 
 
 def _thinned(report: "Report", pictures: Mapping[str, Codes]) -> str:

@@ -8,10 +8,10 @@ q'k (ALiBi, biases by relative position) is left out, as in the predicted maps, 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,14 @@ from qkspec.activations import watching
 from qkspec.callbacks import live
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.errors import InputError, QkspecError
-from qkspec.layouts.find import plan
+from qkspec.given import of_inputs
+from qkspec.layouts.find import Module, plan
 from qkspec.layouts.load import read
 from qkspec.metrics import on_activations
 from qkspec.qk import QKLayer
 
 F64 = NDArray[np.float64]
+F32 = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 RANDOM = "random"
@@ -40,6 +42,11 @@ _TROUBLE = (
     ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError, OSError, ImportError,
     ArithmeticError, MemoryError,
 )  # fmt: skip
+
+
+T = TypeVar("T", F64, F32)
+_Found = Mapping[tuple[str, int], list[Mapping[str, T]]]  # (block, layer) to what was found of each such module
+_Last = tuple[str, _Found[T] | InputError]  # and the checkpoint that it was found of
 
 
 @dataclass(frozen=True)
@@ -68,31 +75,55 @@ class TextRunner:
         self._random = str(text) == RANDOM
         self.kind = "random" if self._random else "measured"
         self._text = b"" if self._random else _read(Path(text))
-        self._last: tuple[str, Mapping[tuple[str, int], list[Mapping[str, F64]]] | InputError] | None = None
+        self._columns: _Last[F64] = ("", {})
+        self._maps: _Last[F32] = ("", {})
 
     def __call__(self, checkpoint: Checkpoint, layer: QKLayer) -> Mapping[str, F64]:
-        """Return the columns of one module's maps, (heads,) each.
+        """Return the columns of one module's maps, (heads,) each, the mean over the inputs.
 
         Raises:
             InputError: the checkpoint's model cannot be run, or its modules are not those of the checkpoint.
         """
-        key = f"{checkpoint.path}\0{checkpoint.name}"
-        if self._last is None or self._last[0] != key:
-            self._last = None  # the model before goes before the next one comes
-            try:
-                self._last = key, self._run(checkpoint)
-            except InputError as error:
-                self._last = key, error
-        found = self._last[1]
-        if isinstance(found, InputError):
-            raise found
-        values = found.get((layer.block, layer.layer), [])
-        if len(values) != 1 or len(next(iter(values[0].values()))) != layer.heads:
-            raise _cannot(f"nothing passed through its attention module {layer.name} alone")
-        return values[0]
+        self._columns = _of(self._columns, checkpoint, self._measured)
+        return _alone(self._columns[1], layer)
 
-    def _run(self, checkpoint: Checkpoint) -> Mapping[tuple[str, int], list[Mapping[str, F64]]]:
-        """Return (block, layer) to the columns of each such module, the mean over the forward passes."""
+    def maps(self, checkpoint: Checkpoint, layer: QKLayer) -> F32:
+        """Return one module's maps of the first input themselves, (heads, t, t).
+
+        Raises:
+            InputError: as above.
+        """
+        self._maps = _of(self._maps, checkpoint, self._drawn)
+        return _alone(self._maps[1], layer)["map"]
+
+    def _measured(self, checkpoint: Checkpoint) -> _Found[F64]:
+        """Run a checkpoint on every input; return each module's columns, the mean over the inputs."""
+        sums: dict[str, Mapping[str, F64]] = {}
+
+        def seen(layer: QKLayer, x: F32, y: F32 | None) -> None:
+            values = on_activations(layer, x, y, kind=self.kind)
+            before = sums.get(layer.name)
+            sums[layer.name] = values if before is None else {n: before[n] + values[n] for n in values}
+
+        modules, runs = self._run(checkpoint, seen)
+        return _by_place(
+            modules, {name: {column: total / runs for column, total in values.items()} for name, values in sums.items()}
+        )
+
+    def _drawn(self, checkpoint: Checkpoint) -> _Found[F32]:
+        """Run a checkpoint on its first input; return each module's maps of the first sequence."""
+        found: dict[str, Mapping[str, F32]] = {}
+
+        def seen(layer: QKLayer, x: F32, y: F32 | None) -> None:
+            if layer.name not in found:
+                found[layer.name] = {"map": of_inputs(layer, x[0], None if y is None else y[0])}
+
+        return _by_place(self._run(checkpoint, seen, most=1)[0], found)
+
+    def _run(
+        self, checkpoint: Checkpoint, seen: Callable[[QKLayer, F32, F32 | None], None], *, most: int | None = None
+    ) -> tuple[Mapping[str, Module], int]:
+        """Run a checkpoint's model, telling ``seen`` what each attention module is given; return modules and runs."""
         import torch
 
         try:
@@ -100,15 +131,13 @@ class TextRunner:
             alive = live.checkpoint_of(running.model, running.config, checkpoint.step or 0)
             found = plan(alive)
             modules = {module.name: module for module in found.modules}
-            sums: dict[str, Mapping[str, F64]] = {}
+            inputs = running.inputs[:most]
 
-            def seen(name: str, x: NDArray[np.float32], y: NDArray[np.float32] | None) -> None:
-                values = on_activations(read(alive, found, modules[name]), x, y, kind=self.kind)
-                before = sums.get(name)
-                sums[name] = values if before is None else {n: before[n] + values[n] for n in values}
+            def passing(name: str, x: F32, y: F32 | None) -> None:
+                seen(read(alive, found, modules[name]), x, y)
 
-            with torch.no_grad(), watching(running.model, list(modules), seen):
-                for batch in running.inputs:
+            with torch.no_grad(), watching(running.model, list(modules), passing):
+                for batch in inputs:
                     running.model(**batch)
         except InputError:
             raise
@@ -116,11 +145,7 @@ class TextRunner:
             raise _cannot(str(error)) from error
         except _TROUBLE as error:
             raise _cannot(f"{type(error).__name__}: {error}") from error
-        out: dict[tuple[str, int], list[Mapping[str, F64]]] = {}
-        for name, values in sums.items():
-            mean = {column: total / len(running.inputs) for column, total in values.items()}
-            out.setdefault((modules[name].block, modules[name].layer), []).append(mean)
-        return out
+        return modules, len(inputs)
 
     def _own(self, checkpoint: Checkpoint) -> _Running | None:
         """Build a model that ``qkspec train`` saved; None for any other."""
@@ -210,6 +235,35 @@ class TextRunner:
             raise _cannot(f"it reads images, not text; give --text {RANDOM}, or --activations")
         noise = np.random.default_rng(_SEED).standard_normal((SEQUENCES, *shape), dtype=np.float32)
         return {name: torch.from_numpy(noise)}
+
+
+def _of(last: _Last[T], checkpoint: Checkpoint, run: Callable[[Checkpoint], _Found[T]]) -> _Last[T]:
+    """Return what a run of a checkpoint found, or why it cannot be run; ``last`` if it is of the same checkpoint."""
+    key = f"{checkpoint.path}\0{checkpoint.name}"
+    if last[0] == key:
+        return last
+    try:
+        return key, run(checkpoint)
+    except InputError as error:
+        return key, error
+
+
+def _alone(found: _Found[T] | InputError, layer: QKLayer) -> Mapping[str, T]:
+    """Return what was found of one module of a checkpoint."""
+    if isinstance(found, InputError):
+        raise found
+    values = found.get((layer.block, layer.layer), [])
+    if len(values) != 1 or len(next(iter(values[0].values()))) != layer.heads:
+        raise _cannot(f"nothing passed through its attention module {layer.name} alone")
+    return values[0]
+
+
+def _by_place(modules: Mapping[str, Module], found: Mapping[str, Mapping[str, T]]) -> _Found[T]:
+    """Return what was found of modules by (block, layer): their names are the model's, not the checkpoint's."""
+    out: dict[tuple[str, int], list[Mapping[str, T]]] = {}
+    for name, values in found.items():
+        out.setdefault((modules[name].block, modules[name].layer), []).append(values)
+    return out
 
 
 def _read(path: Path) -> bytes:

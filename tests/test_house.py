@@ -18,7 +18,7 @@ FLOORS = (
     ("energy", "metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),
     ("layouts",),
-    ("analysis", "judging", "activations", "embeddings", "maps", "measuring", "streaming", "cache", "terms"),
+    ("analysis", "judging", "activations", "embeddings", "maps", "given", "measuring", "streaming", "cache", "terms"),
     ("gate", "comparison", "audit"),
     ("reports", "watch", "callbacks", "train"),
     ("cli", "running", "__main__"),

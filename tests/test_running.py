@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from qkspec.analysis import Settings, analyze
-from qkspec.checkpoints.sequence import open_checkpoint
+from qkspec import maps
+from qkspec.activations import record
+from qkspec.analysis import Settings, analyze, judge, measure_runs
+from qkspec.checkpoints.sequence import find_runs, open_checkpoint
 from qkspec.cli import main
 from qkspec.errors import InputError
 from qkspec.layouts.find import attention_layers
@@ -45,8 +48,8 @@ def gpt2(vocab=256, **options):
 def entropies(attentions, *, causal):
     """Row entropy / ln(row length) of (layers) maps (batch, heads, T, T), a naive mean over rows and batch."""
     out = []
-    for maps in attentions:
-        a = maps.double()
+    for attention in attentions:
+        a = attention.double()
         rows = -(a * a.clamp_min(1e-300).log()).sum(-1)
         tokens = a.shape[-1]
         lengths = torch.arange(1, tokens + 1) if causal else torch.full((tokens,), tokens)
@@ -65,6 +68,38 @@ def test_a_text_of_bytes_against_the_attentions_of_transformers(tmp_path, page):
     assert report.readings["measured_entropy"] == pytest.approx(entropies(real, causal=True), abs=1e-5)
     assert all(np.isfinite(report.readings.metric(name)).all() for name in MEASURED)
     assert {c.name: c for c in report.evidence(0)}["sparse"].metric == "measured_entropy"
+
+
+def test_pictures_are_of_the_attentions_of_transformers(tmp_path, page):
+    model = gpt2(n_positions=80)
+    model.save_pretrained(tmp_path / "model")
+    settings = Settings(runner=TextRunner(page), embeddings=True)
+    report = analyze([tmp_path / "model"], settings)
+    found = maps.draw(report, find_runs([str(tmp_path / "model")]), settings)
+    ids = torch.tensor(list(PAGE.encode())[:80])[None]
+    with torch.no_grad():
+        real = model(ids, output_attentions=True).attentions
+    assert sorted(found.given) == ["embedded", "measured"]
+    for (key, codes), attention in zip(sorted(found.given["measured"].items()), real, strict=True):
+        assert key in found.pictures
+        np.testing.assert_allclose((codes / 255.0) ** 2, attention[0, :, :64, :64].numpy(), atol=1 / 255 + 1e-4)
+    late = maps.draw(report, find_runs([str(tmp_path / "model")]), settings, seconds=-1)
+    assert [len(own) for own in late.given.values()] == [1, 1]  # one module whatever it takes
+    assert late.note == "the time for maps was over"
+
+
+def test_given_activations_have_pictures_too(tmp_path):
+    model = gpt2()
+    model.save_pretrained(tmp_path / "model")
+    ids = torch.tensor(list(PAGE.encode())[:64]).view(2, 32)
+    save_file(record(model, ids), tmp_path / "x.safetensors")
+    settings = Settings(activations=str(tmp_path / "x.safetensors"))
+    runs = find_runs([str(tmp_path / "model")])
+    found = maps.draw(judge(measure_runs(runs, settings), settings), runs, settings)
+    with torch.no_grad():
+        real = model(ids, output_attentions=True).attentions
+    for (_, codes), attention in zip(sorted(found.given["measured"].items()), real, strict=True):
+        np.testing.assert_allclose((codes / 255.0) ** 2, attention[0].numpy(), atol=1 / 255 + 1e-4)
 
 
 def test_random_tokens_have_their_own_limit(tmp_path):

@@ -112,7 +112,7 @@ def _has(report: Report, one: Format) -> bool:
     """Whether a report has what a format holds: losses and maps are not there for every run."""
     if one is Format.LOSSES:
         return any(story.loss is not None for story in report.stories.values())
-    return one is not Format.MAPS or bool(report.maps.pictures)
+    return one is not Format.MAPS or bool(report.maps.pictures or report.maps.given)
 
 
 def _plots(report: Report, folder: Path, plot_format: str) -> None:

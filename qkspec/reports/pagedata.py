@@ -79,7 +79,11 @@ def page_data(limits: Limits, runs: Sequence[RunView], *, spectra: bool = True) 
         ],
         "metrics": [{"name": name, "label": label, "meaning": meanings.get(name, label)} for name, label in names],
         "kinds": [kind for kind in reversed(KINDS) if f"{kind}_entropy" in dict(names)],
-        "limits": {"large": limits.freezing, "frozen": limits.certain},
+        "limits": {
+            "large": limits.freezing,
+            "frozen": limits.certain,
+            "sparse": dict(zip(KINDS, limits.sparse, strict=True)),
+        },
         "runs": [
             _run(view, [name for name, _ in names], len(runs), flags) | _further(view, len(runs), spectra=spectra)
             for view in runs
@@ -190,26 +194,28 @@ def _spectra(view: RunView, modules: Modules, share: int) -> Json:
 
 
 def _maps(view: RunView, modules: Modules) -> Json:
-    """Pack the pictures of predicted maps that the report has of a run, one after the other.
+    """Pack the pictures of maps that the report has of a run, one after the other.
 
     Returns:
-        "kept" names each: [place of the checkpoint, place of the module, cells a side, errors of each head], the errors
-        (heads, 4) or null. "labels" names the checkpoints, "data" holds the bytes.
+        "kept" names each: [place of the checkpoint, place of the module, cells a side, errors of each head, kind], the
+        errors (heads, 4) or null. "labels" names the checkpoints, "data" holds the bytes.
     """
     maps, kept, labels, parts = view.report.maps, [], {}, []
-    for place, checkpoint in enumerate(view.table.checkpoints):
-        for at, (*_, module, columns) in enumerate(modules):
-            key = f"{view.name}/{checkpoint}/{module}"
-            heads = [int(view.table.heads[column][1]) for column in columns]
-            codes, errors = maps.pictures.get(key), maps.errors.get(key)
-            if codes is None or max(heads) >= len(codes):
-                continue
-            shown = None
-            if errors is not None and np.isfinite(errors).all():
-                shown = [[float(f"{x:.2g}") for x in errors[:, head]] for head in heads]
-            kept.append([place, at, codes.shape[1], shown])
-            labels[place] = clean(view.at(place))
-            parts.append(codes[heads].ravel())
+    for kind, pictures in (("predicted", maps.pictures), *maps.given.items()):
+        for place, checkpoint in enumerate(view.table.checkpoints):
+            for at, (*_, module, columns) in enumerate(modules):
+                key = f"{view.name}/{checkpoint}/{module}"
+                heads = [int(view.table.heads[column][1]) for column in columns]
+                codes = pictures.get(key)
+                if codes is None or max(heads) >= len(codes):
+                    continue
+                errors = maps.errors.get(key) if kind == "predicted" else None
+                shown = None
+                if errors is not None and np.isfinite(errors).all():
+                    shown = [[float(f"{x:.2g}") for x in errors[:, head]] for head in heads]
+                kept.append([place, at, codes.shape[1], shown, kind])
+                labels[place] = clean(view.at(place))
+                parts.append(codes[heads].ravel())
     data = base64(np.concatenate(parts)) if parts else ""
     return {"kept": kept, "labels": labels, "cell": maps.cell, "note": clean(maps.note), "data": data}
 

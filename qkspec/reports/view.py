@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qkspec import theorem
 from qkspec.analysis import CheckpointFacts, Report
 from qkspec.courses import Flag
+from qkspec.curve import final
 from qkspec.judging import Story
 from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import GRAVITY, KINDS, Condition, Verdict, map_index
@@ -247,10 +248,8 @@ def loss_sentence(view: RunView) -> str:
     if view.story is None or view.story.loss is None:
         return ""
     trouble = view.story.trouble
-    if trouble is None and sum(story.loss is not None for story in view.report.stories.values()) == 1:
-        return "it did not rise for good; whether it lags would show beside a sound run"
     if trouble is None:
-        return "it did not go wrong for good"
+        return _ending(view)
     what = {
         "not finite": "is no longer finite",
         "rose": "rose above its best and stayed there",
@@ -262,10 +261,26 @@ def loss_sentence(view: RunView) -> str:
         "malignant": "the first malignant head",
     }
     leads = [
-        f"{words.get(name, name)} {_steps(lead)} {'before' if lead >= 0 else 'after'} that"
+        f"{words.get(name, name)} {_steps(lead)} before that"
+        if lead >= 0
+        else f"{words.get(name, name)} at most {_steps(lead)} after that"  # it may have come soon after the one before
         for name, lead in view.story.leads.items()
     ]
     return f"from step {trouble.step} on it {what}" + (f"; {', '.join(leads)}" if leads else "")
+
+
+def _ending(view: RunView) -> str:
+    """Return how a loss ended in which nothing went wrong for good, beside the lowest of the report."""
+    ends = {run: final(story.loss) for run, story in view.report.stories.items() if story.loss is not None}
+    best, own = (
+        min(ends, key=lambda run: np.nan_to_num(ends[run], nan=np.inf)),
+        f"it ended at {number(ends[view.name])}",
+    )
+    if len(ends) == 1:
+        return f"{own} and did not rise for good; whether it lags would show beside a sound run"
+    if best == view.name:
+        return f"{own}, the lowest of {len(ends)} runs, and did not rise for good"
+    return f"{own}, the lowest ({best}) at {number(ends[best])}; no rise and no parting stands out from its noise"
 
 
 def _steps(count: int) -> str:

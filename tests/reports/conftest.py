@@ -101,7 +101,8 @@ def with_maps(one_run: Report) -> Report:
             pictures[key] = picture(predicted_map(layer))
             if step:
                 errors[key] = np.full((4, 4), 0.0123)
-    return replace(one_run, maps=Maps(pictures, errors, 1, "only two were wanted"))
+    given = {"measured": {key: codes[:, ::-1] for key, codes in pictures.items() if key.endswith("h.1.attn")}}
+    return replace(one_run, maps=Maps(pictures, errors, 1, "only two were wanted", given))
 
 
 @pytest.fixture(scope="session")

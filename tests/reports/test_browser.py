@@ -5,17 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Page
 
-from qkspec.analysis import Report
+from qkspec.analysis import Report, assemble
 from qkspec.baseline import Bands
 from qkspec.maps import Maps
+from qkspec.readings import Readings
 from qkspec.reports.html import write
 from qkspec.reports.view import views
 
 pytest.importorskip("jinja2", reason="needs qkspec[html]")
 pytest.importorskip("plotly", reason="needs qkspec[html]")
+
+CONTRAST = Path(__file__).parent / "contrast.js"
 
 RESET = """
 sorting.key = ""; sorting.down = false;
@@ -127,26 +131,51 @@ def test_every_focus_stop_has_a_name(page: Page) -> None:
     assert nameless == 0
 
 
-def test_light_and_dark_have_contrast(page: Page) -> None:
+def test_every_text_has_contrast_in_light_and_dark(page: Page) -> None:
+    """WCAG 2 AA asks for 4.5 : 1. Letters on the map's colours are held to it one by one."""
     for theme in ("light", "dark"):
         page.act(lambda: page.find("#theme").click())
         assert page.find("#theme").text == f"theme: {theme}"
-        ink, ground = page.js(
-            "const s = (e, p) => getComputedStyle(e)[p].match(/\\d+/g).slice(0, 3).map(Number);"
-            "return [s(document.body, 'color'), s(document.querySelector('.card'), 'backgroundColor')]"
-        )
-        assert contrast(ink, ground) >= 7
+        for metric in ("freezing_ratio", "verdict"):
+            page.choose("#metric", metric)
+            found = page.js(CONTRAST.read_text(encoding="utf-8"))
+            assert len(found) > 100
+            assert found[0][0] >= 4.5, found[:5]
+    worst = page.js(
+        "return Math.min(...Array.from({ length: 401 }, (_, i) => shade(CIVIDIS, i / 400)).map((c) => {"
+        "const [x, y] = [c, rgb(inkOn(c))].map((d) => d.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : "
+        "((v / 255 + 0.055) / 1.055) ** 2.4))).map(([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b);"
+        "return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05); }))"
+    )
+    assert worst >= 4.5
 
 
-def contrast(a: list[int], b: list[int]) -> float:
-    """The ratio of WCAG 2."""
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        page.wait(lambda: page.js("return document.documentElement.scrollWidth <= innerWidth"))  # drawings follow
+        first = page.js("return document.querySelector('.summary dd').getBoundingClientRect().bottom")
+        assert first < 300  # which head and from which step stands on the first screen
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def luminance(colour: list[int]) -> float:
-    parts = [c / 255 / 12.92 if c / 255 <= 0.03928 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+def test_paper_is_light_and_holds_the_drawings(page: Page) -> None:
+    page.act(lambda: page.find("#theme").click())
+    page.act(lambda: page.find("#theme").click())  # dark
+    page.act(lambda: page.js("dispatchEvent(new Event('beforeprint'))"))
+    ink, widths = page.js(
+        "return [getComputedStyle(document.body).color, [...document.querySelectorAll('.plot')].map((e) => "
+        "[e.clientWidth, e.querySelector('.main-svg')?.clientWidth])]"
+    )
+    assert ink == "rgb(31, 35, 40)"
+    assert all(drawn in (None, room) and room <= 690 for room, drawn in widths)
+    assert not page.find("#theme").is_displayed()
+    page.act(lambda: page.js("dispatchEvent(new Event('afterprint'))"))
+    assert page.find("#theme").text == "theme: dark"
 
 
 @pytest.mark.parametrize(
@@ -226,8 +255,8 @@ def test_the_predicted_map_of_the_chosen_head_is_drawn(driver: Any, with_maps: R
     codes = with_maps.maps.pictures["lost/step-000160/h.2.attn"]
     assert page.find("#head-title").text.startswith("layer 2 head 2")
     assert page.js(shown) == pytest.approx((codes[2] / 255).ravel().tolist())
-    assert "64 random tokens, at step 160. ±" in page.find("#attention-note").text
-    assert page.texts("#readings td")[1].endswith(" ± 0.01")
+    assert "predicted (weights alone, random tokens), 64 tokens, at step 160. ±" in page.find("#attention-note").text
+    assert page.texts("#readings td")[1].endswith(" ± 0.012")
     page.act(lambda: page.js("chooseMoment(4)"))
     first = with_maps.maps.pictures["lost/step-000000/h.2.attn"]
     assert page.js(shown) == pytest.approx((first[2] / 255).ravel().tolist())
@@ -238,6 +267,34 @@ def test_the_predicted_map_of_the_chosen_head_is_drawn(driver: Any, with_maps: R
     assert page.js(shown) == pytest.approx((few[0] / 255).ravel().tolist())
     assert page.problems() == []
     assert page.requests() == []
+
+
+def test_a_real_map_is_drawn_beside_the_predicted_one(driver: Any, with_maps: Report, tmp_path: Path) -> None:
+    columns = dict(with_maps.readings.columns)
+    for name in ("entropy", "rank", "diagonal", "columns"):
+        columns[f"measured_{name}"] = np.where(with_maps.readings["step"] == 160, 0.1, np.nan)
+    real = {key: codes[:, ::-1] for key, codes in with_maps.maps.pictures.items() if "step-000160" in key}
+    report = replace(
+        assemble(
+            Readings(columns), with_maps.applicable, with_maps.limits, checkpoints=with_maps.checkpoints, skipped={},
+            spectra={},
+        ),
+        maps=replace(with_maps.maps, given={"measured": real}),
+    )  # fmt: skip
+    page = Page(driver, saved(report, tmp_path / "report.html"))
+    shown = "return document.getElementById('attention').data[0].z.flat()"
+    assert page.find("#indices-title").text == "Measured attention map"
+    assert page.js(shown) == pytest.approx((real["lost/step-000160/h.2.attn"][2] / 255).ravel().tolist())
+    assert "measured (real inputs), 64 tokens, at step 160." in page.find("#attention-note").text
+    assert "measured entropy / ln T" in page.texts("#evidence td")
+    assert "0.100 ≤ 0.300" in page.texts("#evidence td")
+    page.choose("#kind", "predicted")
+    predicted = with_maps.maps.pictures["lost/step-000160/h.2.attn"]
+    assert page.js(shown) == pytest.approx((predicted[2] / 255).ravel().tolist())
+    page.act(lambda: page.js("chooseMoment(4)"))  # where nothing was measured
+    assert page.find("#indices-title").text == "Predicted attention map"
+    assert "predicted entropy / ln T" in page.texts("#evidence td")
+    assert page.problems() == []
 
 
 def test_a_page_without_pictures_says_so(driver: Any, one_run: Report, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def page(opened: Page) -> Iterator[Page]:
 def test_it_says_where_the_runs_part_and_which_verdicts_differ(page: Page, two_runs: Report) -> None:
     parted = compare((two_runs, "lost"), (two_runs, "sound")).parted
     assert parted is not None
-    card = page.find(".summary article:last-of-type").text
+    card = page.find(".summary article:first-of-type").text
     assert card.startswith(f"They part at step {parted[0]} ({parted[1]})")
     assert "At their first common step the weights' sigma1 are the same." in card
     assert page.texts("#verdicts tbody td") == ["malignant", "healthy", "6", "healthy", "healthy", "6"]

@@ -72,7 +72,9 @@ def test_a_reports_page(driver: Any, large: Report, tmp_path: Path) -> None:
     assert page.seconds < OPENING
     for action in ("chooseMoment(20)", "chooseHead(700)", "state.metric = 'sigma1'; drawAll()"):
         assert timed(page, action) < MOVING
-    assert page.find("#attention-note").text.startswith("The picture: weights alone, 64 random tokens, 2 × 2 a cell")
+    assert page.find("#attention-note").text.startswith(
+        "The picture: predicted (weights alone, random tokens), 64 tokens, 2 × 2 a"
+    )
     assert page.problems() == []
 
 

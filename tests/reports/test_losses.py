@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from qkspec.analysis import Report, assemble
-from qkspec.curve import Curve
+from qkspec.curve import Curve, final
 from qkspec.errors import InputError
 from qkspec.reports import losses, markdown
 from qkspec.reports.directory import write_directory
 from qkspec.reports.saved import load
-from qkspec.reports.view import RunView, loss_sentence
+from qkspec.reports.view import RunView, loss_sentence, number
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,10 @@ def test_a_report_without_losses_has_no_file_of_them(two_runs: Report, tmp_path:
 
 def test_the_lead_is_told(with_losses: Report) -> None:
     lost, sound = (RunView.of(with_losses, run) for run in ("lost", "sound"))
-    assert loss_sentence(sound) == "it did not go wrong for good"
+    loss = with_losses.stories["sound"].loss
+    assert loss is not None
+    end = final(loss)
+    assert loss_sentence(sound) == f"it ended at {number(end)}, the lowest of 2 runs, and did not rise for good"
     sentence = loss_sentence(lost)
     lead = with_losses.stories["lost"].leads["malignant"]
     assert f"the first malignant head {lead} steps before that" in sentence

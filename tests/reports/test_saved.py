@@ -91,7 +91,8 @@ def test_pictures_of_maps_come_back(with_maps: Report, tmp_path: Path) -> None:
 
 def assert_same_maps(a: Maps, b: Maps) -> None:
     assert (a.cell, a.note) == (b.cell, b.note)
-    for mine, theirs in ((a.pictures, b.pictures), (a.errors, b.errors)):
+    assert set(a.given) == set(b.given)
+    for mine, theirs in ((a.pictures, b.pictures), (a.errors, b.errors), *((a.given[k], b.given[k]) for k in a.given)):
         assert set(mine) == set(theirs)
         assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
 

@@ -133,9 +133,9 @@ function drawOverlay() {
       text: loss.steps.map(String), hovertemplate: `loss ${LETTERS[side]}, step %{text}: %{y:.4g}<extra></extra>`, line: { color: sideColour(side), width: 1.2 } });
   });
   const parted = DATA.parted[metric], now = place(state, PAIR.steps[state.moment]);
-  if (parted !== undefined && parted !== null) marks.push(milestone(place(state, parted), `medians part for good at step ${parted}`, withLoss ? FLOOR : 0, 1));
-  if (withLoss && DATA.loss !== null) marks.push(milestone(place(state, DATA.loss), `the losses part at step ${DATA.loss}`, 0, 0.26));
-  Plotly.react("trajectories", traces, timeLayout(state, metric, log, withLoss, marks, now), TOOLS);
+  if (parted !== undefined && parted !== null) marks.push(milestone(state, parted, `medians part for good at step ${parted}`, withLoss ? FLOOR : 0, 1));
+  if (withLoss && DATA.loss !== null) marks.push(milestone(state, DATA.loss, `the losses part at step ${DATA.loss}`, 0, 0.26));
+  paint("trajectories", traces, timeLayout(state, metric, log, withLoss, marks, now), TOOLS);
 }
 
 function start() {

@@ -80,11 +80,25 @@ class Run {
     const [low, high, limit] = ["low", "high", "limit"].map(part), known = packed.steps.map((_, i) => i).filter((i) => Number.isFinite(low[i]));
     return known.length ? { steps: known.map((i) => packed.steps[i]), low: known.map((i) => low[i]), high: known.map((i) => high[i]), limit: known.map((i) => limit[i]) } : null;
   }
-  // The picture of a head's predicted map nearest before a moment, or after it where there is none: {label, side, codes, errors}; null if none is kept.
-  picture(moment, head) {
+  // The best kind of map of which an index is known, the one that the verdict rests on; of several moments if none is given.
+  kindOf(index, head, moment = null) {
+    const known = (kind) => this.raw.values[`${kind}_${index}`] && (moment === null ? this.raw.steps.some((_, m) => Number.isFinite(this.value(`${kind}_${index}`, m, head))) : Number.isFinite(this.value(`${kind}_${index}`, moment, head)));
+    return DATA.kinds.find(known) || "predicted";
+  }
+  judged(index, moment, head) {
+    const name = `${this.kindOf(index, head, moment)}_${index}`;
+    return this.raw.values[name] ? this.value(name, moment, head) : NaN;
+  }
+  // The kinds of maps of which there are pictures of a head's module, in the order of DATA.kinds.
+  pictured(head) {
+    const found = new Set(this.raw.maps.kept.filter((one) => one[1] === this.moduleOf[head]).map((one) => one[4]));
+    return DATA.kinds.concat(DATA.kinds.includes("predicted") ? [] : ["predicted"]).filter((kind) => found.has(kind));
+  }
+  // The picture of a head's map nearest before a moment, or after it where there is none: {label, side, codes, errors}; null if none is kept.
+  picture(moment, head, kind) {
     const at = this.moduleOf[head], { kept, labels, data } = this.raw.maps, now = this.raw.places[moment];
     const starts = this.remembered("pictures", () => { let start = 0; return kept.map(([, module, side]) => { const own = start; start += this.raw.modules[module].heads * side * side; return own; }); });
-    const own = kept.map((_, i) => i).filter((i) => kept[i][1] === at), before = own.filter((i) => kept[i][0] <= now);
+    const own = kept.map((_, i) => i).filter((i) => kept[i][1] === at && kept[i][4] === kind), before = own.filter((i) => kept[i][0] <= now);
     const chosen = before.length ? before[before.length - 1] : own[0];
     if (chosen === undefined) return null;
     const [place, , side, errors] = kept[chosen], start = starts[chosen] + this.place(head) * side * side;
@@ -108,6 +122,13 @@ function number(x) {
   if (x === 0) return "0";
   const size = Math.abs(x);
   return size >= 1e-3 && size < 1e5 ? (size >= 999.5 ? x.toFixed(0) : x.toPrecision(3)) : x.toExponential(1);
+}
+
+// A value with its error: one figure of the error, two if it starts with 1, and the value to the same place.
+function withError(value, error) {
+  if (!(error > 0) || !Number.isFinite(error) || !Number.isFinite(value)) return number(value);
+  const lead = Math.floor(Math.log10(error)), places = -lead + (error * 10 ** -lead < 1.95 ? 1 : 0);
+  return places < 0 || places > 6 ? `${number(value)} ± ${number(error)}` : `${value.toFixed(places)} ± ${error.toFixed(places)}`;
 }
 
 // Plotly reads a few tags in its texts; a name must not become one.

@@ -6,9 +6,12 @@ const COLUMNS = [
   { key: "head", head: "head", of: (run, m, h) => run.raw.head[h] },
   { key: "verdict", text: true, head: "verdict", of: (run, m, h) => run.code(m, h), show: (run, m, h) => run.verdict(m, h).name, verdict: (run, m, h) => run.verdict(m, h) },
   ...[["freezing_ratio", "κ"], ["sigma1", "σ1"], ["effective_rank", "eff. rank"], ["sec_star", "SEC(s*)"],
-    ["predicted_entropy", "entropy"], ["predicted_rank", "map rank"], ["embedded_entropy", "embedded entropy"], ["random_entropy", "random entropy"], ["measured_entropy", "measured entropy"]]
-    .filter(([key]) => DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => ({
-    key, head, of: (run, m, h) => run.value(key, m, h), show: (run, m, h) => number(run.value(key, m, h)) })),
+    ...(DATA.kinds.length > 1 ? DATA.kinds.map((kind) => [`${kind}_entropy`, `${kind} entropy`]) : [["entropy", "entropy"]]), ["rank", "map rank"]]
+    .filter(([key]) => INDICES.some(([index]) => index === key) || DATA.metrics.some((metric) => metric.name === key)).map(([key, head]) => {
+    const of = (run, m, h) => (INDICES.some(([index]) => index === key) ? run.judged(key, m, h) : run.value(key, m, h));
+    return { key, head, of, show: (run, m, h) => number(of(run, m, h)) };
+  }),
+  ...(DATA.kinds.length > 1 ? [{ key: "map", text: true, head: "judged by", of: (run, m, h) => run.kindOf("entropy", h, m) }] : []),
   ...(RUNS.some((run) => run.raw.bands) ? [{ key: "baseline", text: true, head: "baseline", of: (run, m, h) => -run.beyond(m, h).filter((one) => one.holds).length,
     show: (run, m, h) => { const found = run.beyond(m, h); return !found.length ? "–" : found.filter((one) => one.holds).map((one) => SHORT[one.metric] || one.metric).join(", ") || "within"; } }] : []),
   { key: "turned", head: "turned", of: (run, m, h) => (run.raw.turned[h] < 0 ? NaN : run.raw.turned[h]),
@@ -19,7 +22,9 @@ const SURE = { // as theorem.confidence has it
   certain: `(certain by weights alone: κ ≥ ${DATA.limits.frozen})`, suspect: `(suspect: by weights alone, κ < ${DATA.limits.frozen})`, measured: "(measured)",
 };
 
-const state = { run: null, metric: "", moment: 0, head: 0, logSteps: false };
+const OF_MAP = { sparse: "entropy", "low rank": "rank", diagonal: "diagonal" }; // conditions that speak of a map
+
+const state = { run: null, metric: "", moment: 0, head: 0, logSteps: false, kind: "" };
 
 function chooseRun(index) {
   state.run = RUNS[index];
@@ -60,7 +65,10 @@ function drawHead() {
   const { run, moment, head } = state, verdict = run.verdict(moment, head);
   control("head-title").textContent = `${run.name(head)} at ${run.raw.labels[moment]}`;
   control("head-verdict").replaceChildren(...(verdict ? [swatch(verdict), element("b", verdict.name), ` ${SURE[run.sure(moment, head)] || ""}: ${verdict.meaning}`.replace(" :", ":")] : ["not in this checkpoint"]));
-  const rows = run.module(head).conditions.map(([name, metric, sign, limit]) => {
+  const rows = run.module(head).conditions.map(([name, of, sign, given]) => {
+    // The map that a verdict rests on may be of another kind from checkpoint to checkpoint.
+    const index = OF_MAP[name], kind = index && run.kindOf(index, head, moment);
+    const metric = index ? `${kind}_${index}` : of, limit = index === "entropy" ? DATA.limits.sparse[kind] : given;
     const value = run.raw.values[metric] ? run.value(metric, moment, head) : NaN, row = element("tr");
     const holds = Number.isFinite(value) && (sign === "<=" ? value <= limit : value >= limit);
     const known = Number.isFinite(value), bound = sign === "<=" ? ["≤", ">"] : ["≥", "<"];
@@ -102,6 +110,7 @@ function start() {
   control("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawAll(); });
   control("moment").addEventListener("input", (event) => chooseMoment(Number(event.target.value)));
   control("log-steps").addEventListener("change", (event) => { state.logSteps = event.target.checked; drawAll(); });
+  control("kind").addEventListener("change", (event) => { state.kind = event.target.value; drawAll(); });
   watchLooks(repaint);
   control("map").addEventListener("keydown", (event) => {
     if (!event.key.startsWith("Arrow")) return;

@@ -6,13 +6,27 @@ const DRAWN = 150; // trajectories
 const DOTTED = 40; // checkpoints up to which the chosen head's line has a dot at each
 const NARROW = matchMedia("(max-width: 700px)");
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
-const TOOLS = { ...CONFIG, displayModeBar: "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+const TOOLS = { ...CONFIG, displayModeBar: NARROW.matches ? false : "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
 function isDark() {
   const theme = document.documentElement.dataset.theme;
   return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function rgb(hex) { return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)); }
+
+// Black or white, whichever is read better on a colour: at least 4.5 : 1 on any.
+function inkOn(parts) {
+  const [r, g, b] = parts.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
+}
+
+// The colour of a place from 0 to 1 on a scale of [place, "#rrggbb"].
+function shade(scale, at) {
+  const end = Math.max(scale.findIndex(([place]) => place >= at), 1), [[from, a], [to, b]] = [scale[end - 1], scale[end]], share = (at - from) / (to - from);
+  return rgb(a).map((c, i) => c + (rgb(b)[i] - c) * share);
 }
 
 function colour(verdict) { return verdict ? (isDark() ? verdict.dark : verdict.light) : css("--line"); }
@@ -65,18 +79,19 @@ function upright(x, colour, dash, from = 0, to = 1) {
   return { type: "line", x0: x, x1: x, y0: from, y1: to, yref: "paper", line: { color: colour, width: 1, dash } };
 }
 
-// A dashed line across the steps with words at its top.
-function milestone(x, words, from, to) {
+// A dashed line across the steps with words at its top, on the side that has more room.
+function milestone(state, step, words, from, to) {
+  const x = place(state, step), [first, last] = stepRange(state), late = x > (first + last) / 2;
   return {
     shape: upright(x, css("--ink"), "dash", from, to),
-    words: { x, y: to, yref: "paper", yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: words, font: { size: 11 } },
+    words: { x, y: to, yref: "paper", yanchor: "top", xanchor: late ? "right" : "left", xshift: late ? -4 : 4, showarrow: false, text: words, font: { size: 11 } },
   };
 }
 
 // The limits of a metric, drawn across the steps with their names.
 function limitLines(metric, log) {
   if (metric !== "freezing_ratio") return [];
-  return Object.entries(DATA.limits).map(([name, limit]) => ({
+  return ["large", "frozen"].map((name) => [name, DATA.limits[name]]).map(([name, limit]) => ({
     shape: { type: "line", x0: 0, x1: 1, xref: "paper", y0: limit, y1: limit, line: { color: css("--quiet"), width: 1, dash: "dash" } },
     words: { x: 0, xref: "paper", xanchor: "left", y: log ? Math.log10(limit) : limit, yanchor: "bottom", showarrow: false, text: `${name} ≥ ${limit}`, font: { size: 11, color: css("--quiet") } },
   }));
@@ -91,7 +106,7 @@ function timeLayout(state, metric, log, withLoss, marks, now) {
   return layout({
     hovermode: "closest", legend: { ...above(), traceorder: "normal" }, margin: { l: 60, r: 16, t: 40, b: 42 },
     shapes: [upright(now, css("--accent"), "dot"), ...marks.map((mark) => mark.shape)], annotations: marks.map((mark) => mark.words),
-    xaxis: stepAxis(state, { anchor: withLoss ? "y2" : "y" }),
+    xaxis: stepAxis(state, { anchor: withLoss ? "y2" : "y", range: stepRange(state) }),
     yaxis: log ? logAxis(low, high, { domain, title }) : axis({ domain, title }),
     ...(withLoss ? { yaxis2: axis({ domain: [0, 0.26], title: { text: "loss" } }) } : {}),
   });
@@ -100,36 +115,42 @@ function timeLayout(state, metric, log, withLoss, marks, now) {
 // The map of one run; ``scale`` gives the ends of the colours where several maps share them.
 function drawMap(state, id = "map", scale = null) {
   const { run, metric, moment, head } = state, rows = run.raw.modules;
-  const verdicts = metric === "verdict", log = run.isLog(metric), z = [], text = [], hover = [];
+  const verdicts = metric === "verdict", log = run.isLog(metric), z = [], hover = [], letters = { x: [], y: [], text: [], colours: [] };
   const ends = verdicts ? [0, DATA.verdicts.length - 1] : scale || span(run, metric);
   rows.forEach((module, i) => {
-    const line = [], letters = [], names = [];
+    const line = [], names = [];
     for (let j = 0; j < run.widest; j++) {
       const at = run.starts[i] + j, verdict = j < module.heads ? run.verdict(moment, at) : null;
       const value = !verdict ? NaN : verdicts ? run.code(moment, at) : run.value(metric, moment, at);
       const shown = log ? Math.log10(value) : value;
-      line.push(Number.isFinite(shown) ? Math.min(Math.max(shown, ends[0]), ends[1]) : null);
-      letters.push(verdict && (!verdict.quiet || verdicts) ? verdict.letter : "");
+      const cell = Number.isFinite(shown) ? Math.min(Math.max(shown, ends[0]), ends[1]) : null;
+      line.push(cell);
+      if (verdict && (!verdict.quiet || verdicts)) {
+        letters.x.push(j); letters.y.push(i); letters.text.push(verdict.letter);
+        letters.colours.push(cell === null ? css("--ink") : inkOn(verdicts ? rgb(colour(verdict)) : shade(CIVIDIS, (cell - ends[0]) / (ends[1] - ends[0]))));
+      }
       names.push(verdict ? `${inert(run.name(at))}<br>${verdict.name}<br>${verdicts ? "" : number(value)}${outside(run, moment, at)}` : "");
     }
-    z.push(line); text.push(letters); hover.push(names);
+    z.push(line); hover.push(names);
   });
   const colours = verdicts ? steps(DATA.verdicts.map(colour)) : CIVIDIS;
   const bar = verdicts ? undefined : { thickness: 12, outlinewidth: 0, title: { text: label(metric), side: "right" }, ...(log ? logTicks(...ends) : {}) };
   const trace = {
-    type: "heatmap", z, text, customdata: hover, hovertemplate: "%{customdata}<extra></extra>", colorscale: colours,
+    type: "heatmap", z, customdata: hover, hovertemplate: "%{customdata}<extra></extra>", colorscale: colours,
     zmin: ends[0] - (verdicts ? 0.5 : 0), zmax: ends[1] + (verdicts ? 0.5 : 0), showscale: !verdicts, colorbar: bar,
     xgap: run.widest > 64 ? 0 : 1, ygap: rows.length > 64 ? 0 : 1,
   };
-  if (run.widest <= 48) Object.assign(trace, { texttemplate: "%{text}", textfont: { size: run.widest <= 24 ? 14 : 10, weight: "bold" } });
+  const letter = { type: "scatter", mode: "text", x: letters.x, y: letters.y, text: letters.text, hoverinfo: "skip", showlegend: false,
+    textfont: { size: run.widest <= 24 ? 14 : 10, weight: "bold", color: letters.colours } };
   const chosen = [];
   if (head >= 0) {
     const i = run.moduleOf[head], j = run.place(head);
     for (const [color, width] of [["#ffffff", 5], ["#0b62a8", 2.5]]) // seen on any colour of the map
       chosen.push({ type: "rect", x0: j - 0.5, x1: j + 0.5, y0: i - 0.5, y1: i + 0.5, line: { color, width } });
   }
+  control(id).style.height = `${Math.min(rows.length * (rows.length <= 8 ? 44 : rows.length <= 16 ? 32 : 19), 720) + 70}px`;
   const every = Math.ceil(rows.length / 24), ticks = rows.map((_, n) => n).filter((n) => n % every === 0);
-  Plotly.react(id, [trace], layout({
+  paint(id, run.widest <= 48 ? [trace, letter] : [trace], layout({
     xaxis: axis({ title: { text: "head" }, showgrid: false, range: [-0.5, run.widest - 0.5], dtick: Math.ceil(run.widest / 16) }),
     yaxis: axis({ title: { text: "layer" }, showgrid: false, range: [rows.length - 0.5, -0.5], tickvals: ticks, ticktext: ticks.map((n) => inert(rows[n].label)) }),
     shapes: chosen,
@@ -145,7 +166,7 @@ function outside(run, moment, head) {
 // Ends of a metric's colour scale over the whole run, so that the slider shows change; κ has the same for every run.
 function span(run, metric) {
   if (metric === "freezing_ratio" && run.isLog(metric)) return [Math.log10(0.02), Math.log10(3)];
-  if (/^(sec_|predicted_|positive)/.test(metric)) return [0, 1];
+  if (/^(sec_|positive|predicted_|embedded_|random_|measured_)/.test(metric)) return [0, 1];
   return run.remembered(`span ${metric}`, () => {
     const log = run.isLog(metric);
     let low = Infinity, high = -Infinity;
@@ -175,6 +196,13 @@ function firstStep(run) { return run.raw.steps.find((step) => step > 0) || 1; }
 function logStepsOf(run) {
   const steps = run.raw.steps.filter((step) => step > 0);
   return steps.length > 3 && steps[steps.length - 1] >= 50 * steps[0];
+}
+
+// From the first step drawn to the last, of heads and of losses, and a little more.
+function stepRange(state) {
+  const { run } = state, ends = RUNS.flatMap((one) => (one.raw.loss ? one.raw.loss.steps : [])).concat(run.raw.steps);
+  const from = place(state, Math.min(...ends)), to = place(state, Math.max(...ends)), pad = (to - from || 1) / 60;
+  return [from - pad, to + pad];
 }
 
 function stepAxis(state, extra, narrow = NARROW.matches) {
@@ -223,8 +251,8 @@ function drawTrajectories(state) {
   const marks = limitLines(metric, log);
   if (loss) traces.push({ type: "scatter", mode: "lines", x: loss.steps.map((s) => place(state, s)), y: loss.values, yaxis: "y2", name: "loss",
     text: loss.steps.map(String), hovertemplate: "step %{text}: loss %{y:.4g}<extra></extra>", line: { color: css("--quiet"), width: 1.2 } });
-  if (loss && loss.trouble !== null) marks.push(milestone(place(state, loss.trouble), `goes wrong at step ${loss.trouble}`, 0, 0.26));
-  Plotly.react("trajectories", traces, timeLayout(state, metric, log, Boolean(loss), marks, place(state, run.raw.steps[moment])), TOOLS);
+  if (loss && loss.trouble !== null) marks.push(milestone(state, loss.trouble, `goes wrong at step ${loss.trouble}`, 0, 0.26));
+  paint("trajectories", traces, timeLayout(state, metric, log, Boolean(loss), marks, place(state, run.raw.steps[moment])), TOOLS);
 }
 
 // What a baseline's heads showed in the chosen head's layer, and the limit beyond which a head leaves it.
@@ -275,7 +303,7 @@ function drawSpectrum(state) {
     return { type: "scatter", mode: part.s.length > 1 ? "lines" : "markers", x: part.s, y: Array.from(sigma, (x) => (x > 0 ? x : null)), name: inert(name),
       line: { color: ramp(m, labels.length), width: m === labels.length - 1 ? 2.5 : 1.5 }, hovertemplate: "σ%{x} = %{y:.3g}<extra>%{fullData.name}</extra>" };
   });
-  Plotly.react("spectrum", traces, layout({
+  paint("spectrum", traces, layout({
     margin: { l: 54, r: 8, t: 6, b: 38 }, legend: beside(),
     xaxis: logAxis(0, Math.log(part.s[part.s.length - 1]), { title: { text: "i" } }), yaxis: logAxis(part.sigma.low, part.sigma.high, { title: { text: "σ<sub>i</sub>" } }),
   }), CONFIG);
@@ -299,7 +327,7 @@ function drawSec(state) {
       name: `head ${run.raw.head[head]}, ${inert(name)}`, line: { color: ramp(m, labels.length), width: m === last ? 3 : 1.6, dash: m === last ? "solid" : m === 0 ? "dash" : "solid" },
       hovertemplate: "SEC(%{x}) = %{y:.3f}<extra>%{fullData.name}</extra>" })),
   ];
-  Plotly.react("sec", traces, layout({
+  paint("sec", traces, layout({
     xaxis: axis({ title: { text: "s, directions" }, type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].filter((s) => s <= part.s[part.s.length - 1]) }),
     yaxis: axis({ title: { text: "SEC(d<sub>q</sub>, s)" }, range: [0, 1.03] }), legend: beside(), margin: { l: 54, r: 16, t: 34, b: 42 },
   }), TOOLS);

@@ -19,8 +19,35 @@ function paintLegend() {
   }));
 }
 
-// Draw again when the colours change, or the room.
+// On paper the drawings are as wide as the page at once, and always light.
+let printing = false;
+function paint(id, traces, asked, config) {
+  const host = control(id);
+  Plotly.react(host, traces, printing ? { ...asked, autosize: false, width: host.clientWidth, height: host.clientHeight } : asked, config);
+}
+
+function watchPrinter(repaint) {
+  const root = document.documentElement;
+  let theme;
+  addEventListener("beforeprint", () => {
+    theme = root.dataset.theme;
+    root.dataset.theme = "light";
+    root.classList.add("printing");
+    printing = true;
+    repaint();
+    draw();
+  });
+  addEventListener("afterprint", () => {
+    if (theme) root.dataset.theme = theme; else delete root.dataset.theme;
+    root.classList.remove("printing");
+    printing = false;
+    repaint();
+  });
+}
+
+// Draw again when the colours change, the room, or what is drawn on.
 function watchLooks(repaint) {
+  watchPrinter(repaint);
   control("theme").addEventListener("click", (event) => {
     const root = document.documentElement, next = { "": "light", light: "dark", dark: "" }[root.dataset.theme || ""];
     if (next) root.dataset.theme = next; else delete root.dataset.theme;

@@ -14,7 +14,7 @@ function element(tag, text, className) {
 function buildTable(redraw) {
   const row = document.querySelector("#heads thead tr");
   for (const column of COLUMNS) {
-    const cell = element("th", undefined, column.text ? "text" : ""), button = element("button", column.head);
+    const cell = element("th", undefined, `${column.text ? "text" : ""} ${column.key}`.trim()), button = element("button", column.head);
     const metric = DATA.metrics.find((one) => column.key.startsWith(one.name));
     if (metric) button.title = metric.meaning;
     button.type = "button";
@@ -57,7 +57,7 @@ function drawTable(state, choose) {
     const row = element("tr", undefined, head === state.head ? "chosen" : "");
     row.dataset.head = head;
     for (const column of COLUMNS) {
-      const shown = String((column.show || column.of)(run, moment, head)), cell = element("td", undefined, column.text ? "text" : "");
+      const shown = String((column.show || column.of)(run, moment, head)), cell = element("td", undefined, `${column.text ? "text" : ""} ${column.key}`.trim());
       if (column.key === "head") {
         const button = element("button", shown);
         button.type = "button";
@@ -81,7 +81,9 @@ function drawTable(state, choose) {
 }
 
 function swatch(verdict) {
-  const out = element("span", verdict.letter, "swatch");
-  out.style.background = colour(verdict);
+  const out = element("span", verdict.letter, "swatch"), ground = colour(verdict);
+  out.setAttribute("aria-hidden", "true"); // its name stands beside it
+  out.style.background = ground;
+  out.style.color = inkOn(rgb(ground));
   return out;
 }
