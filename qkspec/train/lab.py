@@ -127,11 +127,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def decays(name: str, weight: Tensor) -> bool:
-    """Say whether a weight decays: matrices do, token embeddings too; vectors, the class token and positions do not."""
+    """Say whether a weight decays: matrices do, token embeddings too; vectors, the class token and positions do not.
+
+    So timm and Swin have it; what focused attention adds decays, as it does where FLatten Transformer is trained.
+    """
     return weight.ndim > 1 and name.rpartition(".")[2] not in _FREE
 
 
-_FREE = ("cls_token", "pos_embed", "positional_encoding", "relative_position_bias_table", "scale")
+_FREE = ("cls_token", "pos_embed", "relative_position_bias_table")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

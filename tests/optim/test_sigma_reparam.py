@@ -124,6 +124,35 @@ def test_gradient_passes_through_sigma():
     assert abs((w.grad * w).sum().item()) < 1e-12
 
 
+def test_training_is_that_of_the_published_procedure():
+    """v = Wu/|Wu|, u = W'v/|W'v|, then γ/(v'Wu) · W with u and v constant; in float64, its gradients by hand."""
+    torch.manual_seed(4)
+    left, right = (torch.linalg.qr(torch.randn(n, 5, dtype=torch.float64))[0] for n in (8, 6))
+    w = left @ torch.diag(torch.tensor([3.0, 1.5, 1.0, 0.7, 0.2], dtype=torch.float64)) @ right.T
+    layer = nn.Linear(6, 8, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(w)
+    reparametrize(layer_in := nn.Sequential(layer))
+    opt = torch.optim.SGD(layer_in.parameters(), 0.05)
+    gamma, u = 1.0, torch.linalg.svd(w)[2][0]
+    for _ in range(10):
+        x, goal = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+        opt.zero_grad()
+        (0.5 * (layer_in(x) - goal).square().sum()).backward()
+        opt.step()
+        v = w @ u / torch.linalg.vector_norm(w @ u)
+        u = w.T @ v / torch.linalg.vector_norm(w.T @ v)
+        sigma = v @ w @ u
+        g = (x @ (gamma / sigma * w).T - goal).T @ x
+        w, gamma = (
+            w - 0.05 * gamma / sigma * (g - (g * w).sum() / sigma * torch.outer(v, u)),
+            gamma - 0.05 * (g * w).sum() / sigma,
+        )
+        part = layer.parametrizations.weight
+        torch.testing.assert_close(part.original.detach(), w, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(part[0].gamma.detach(), gamma, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_rounds_the_products_with_activations_and_nothing_else(dtype):
     model = net().to(dtype)

@@ -18,6 +18,7 @@ from qkspec.train.models.focused import FocusedAttention
 from qkspec.train.models.vit import MLP, DropPath, drop_chances
 
 _FOCUSED = ("dwc", "scale", "positional_encoding")  # what focused attention has and windows have not
+_PATCHES = ("patch_embed.proj.weight", "patch_embed.proj.bias")
 
 
 class Attention(nn.Module):
@@ -196,11 +197,12 @@ def focused_stages(config: TrainConfig) -> int:
 def build(config: TrainConfig) -> Swin:
     """Return the model with its initial weights: Xavier (uniform) or N(0, 0.02); position biases N(0, 0.02).
 
-    What focused attention adds starts as in its reference: scales and positions 0, the convolution as torch draws it.
+    With N(0, 0.02), Swin's own, the patches' convolution is as torch draws it. What focused attention adds starts as in
+    its reference: scales and positions 0, the convolution as torch draws it.
     """
     model = Swin(config)
     for name, weight in model.named_parameters():
-        if any(part in name.split(".") for part in _FOCUSED):
+        if any(part in name.split(".") for part in _FOCUSED) or (config.init == "gpt2" and name in _PATCHES):
             continue
         if name.endswith("relative_position_bias_table") or (weight.ndim > 1 and config.init == "gpt2"):
             nn.init.trunc_normal_(weight, std=0.02)

@@ -34,6 +34,18 @@ def test_timm_loads_it_and_gives_the_same_logits(change: dict[str, object]) -> N
         torch.testing.assert_close(model(images), theirs.eval()(images), atol=1e-5, rtol=1e-5)
 
 
+def test_its_own_weights_start_as_timm_draws_them() -> None:
+    timm = pytest.importorskip("timm")
+    config = dataclasses.replace(SMALL, width=64, init="gpt2")
+    said = swin.config_json(config)
+    theirs = dict(timm.create_model(said["architecture"], **said["model_args"]).named_parameters())
+    for name, weight in swin.build(config).named_parameters():
+        if name != "head.fc.weight":  # which timm starts smaller
+            assert float(weight.detach().double().std(correction=0)) == pytest.approx(
+                float(theirs[name].detach().double().std(correction=0)), rel=0.25
+            ), name
+
+
 def test_attention_logits_are_those_of_the_forward_pass() -> None:
     model = _shaken(SMALL)
     inputs: list[torch.Tensor] = []
