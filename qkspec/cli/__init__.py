@@ -69,7 +69,9 @@ def application(argv: Sequence[str] = ()) -> typer.Typer:
     app.callback(cls=Group, invoke_without_command=True)(_options)
     first = next((word for word in argv if not word.startswith("-")), "")
     for name in (first,) if first in COMMANDS else COMMANDS:
-        app.command(name, cls=Command, short_help=COMMANDS[name])(getattr(import_module(f"qkspec.cli.{name}"), name))
+        how = {"ignore_unknown_options": name == "explain"}  # "qkspec explain --tau" asks for the word
+        made = app.command(name, cls=Command, short_help=COMMANDS[name], context_settings=how)
+        made(getattr(import_module(f"qkspec.cli.{name}"), name))
     return app
 
 

@@ -1,6 +1,7 @@
-"""``qkspec explain``: a metric, verdict, flag, threshold or gate setting: what it is and where it comes from."""
+"""``qkspec explain``: a metric, verdict, flag, threshold or option: what it is and where it comes from."""
 
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -9,27 +10,25 @@ from qkspec.cli.lines import show
 
 def explain(
     term: Annotated[
-        str, typer.Argument(help="A metric, verdict, flag, limit or gate setting; nothing lists them.")
+        str, typer.Argument(help="A metric, verdict, flag, limit or option of any command; nothing lists them.")
     ] = "",
 ) -> None:
-    """Say what a metric, a verdict, a flag or a threshold is, and where it comes from."""
+    """Say what a metric, a verdict, a flag, a threshold or an option is, and where it comes from."""
     from qkspec.errors import UsageError
 
     entries = terms()
     key = term.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
-    hang = 2
     if not key:
         hang = max(len(name) for name in entries) + 2
-        lines = [f"{name:{hang}}{text.splitlines()[0]}" for name, text in entries.items()]
+        show([f"{name:{hang}}{text.splitlines()[0]}" for name, text in entries.items()], hang)
     elif key in entries:
-        lines = f"{key}: {entries[key]}".splitlines()
+        show(f"{key}: {entries[key]}".splitlines(), 4)
     else:
         from difflib import get_close_matches
 
-        near = get_close_matches(key, entries, n=3)
+        near = list(dict.fromkeys(ALIASES.get(word, word) for word in get_close_matches(key, [*entries, *ALIASES])))
         raise UsageError(f"no term {term!r}; " + (f"near: {', '.join(near)}" if near else "qkspec explain lists them"))
-    show(lines, hang)
 
 
 ALIASES = {
@@ -37,12 +36,17 @@ ALIASES = {
     "sec": "sec_star", "verdict": "verdicts", "limit": "limits", "threshold": "limits", "thresholds": "limits",
     "policy": "gate", "rule_1": "rule1", "adamw²": "adamw2", "entropy": "predicted_entropy", "run": "run_verdict",
     "certain": "limit_certain", "suspect": "limit_certain", "frozen": "limit_certain",
+    "learning_rate": "lr", "batch_size": "batch", "d_model": "width", "max_steps": "steps", "τ": "tau",
 }  # fmt: skip
 
 
 def terms() -> dict[str, str]:
-    """Return every term with its explanation, from the registries that compute it."""
-    return {**_metrics(), **_verdicts(), **_over_time(), **_limits(), **_gate(), **_ideas()}
+    """Return every term with its explanation, from the registries that compute it and the options that take it."""
+    entries = {**_metrics(), **_verdicts(), **_over_time(), **_limits(), **_gate(), **_ideas()}
+    for name, lines in _options().items():
+        known = entries.get(name)
+        entries[name] = "\n  ".join(lines if known is None else [known, *lines])
+    return entries
 
 
 def _metrics() -> dict[str, str]:
@@ -147,6 +151,33 @@ def _ideas() -> dict[str, str]:
         "baseline_bands": "of a healthy run: for each layer and step the range of its heads (5th to 95th percentile"
         " from 20 heads), beyond which --margin is a factor on σ_1 and κ and a tenth of it on the predicted entropy",
     }
+
+
+@cache
+def _options() -> dict[str, list[str]]:
+    """Return every option of every command with what its command says of it, once for those that say the same."""
+    from typer.main import get_command
+
+    from qkspec.cli import COMMANDS, application
+
+    program: Any = get_command(application())
+    found: dict[str, dict[str, list[str]]] = {}
+    for command in COMMANDS:
+        for param in program.commands[command].params:
+            if param.param_type_name == "option":
+                name = max(param.opts, key=len).lstrip("-").replace("-", "_")
+                found.setdefault(ALIASES.get(name, name), {}).setdefault(_said(param), []).append(command)
+    return {
+        name: [f"option of {', '.join(commands)}: {said}" for said, commands in texts.items()]
+        for name, texts in found.items()
+    }
+
+
+def _said(param: Any) -> str:
+    """Return an option's help, with its default where that is a value and not told already."""
+    text = str(param.help).rstrip()
+    plain = param.default is None or isinstance(param.default, bool) or param.default == ""
+    return text if plain or "efault" in text or not param.show_default else f"{text} [default: {param.default}]"
 
 
 def _documented(text: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qkspec.cli import COMMANDS, main
+from qkspec.cli import COMMANDS, application, main
 from qkspec.cli.explain import terms
 
 ROOT = Path(__file__).parents[2]
@@ -158,8 +158,31 @@ def test_what_a_report_and_a_policy_hold_can_be_looked_up():
 
 
 def test_terms_are_found_as_people_write_them(capsys):
-    for spelling in ("kappa", "Not Applicable", "max-sec", "policy", "SEC"):
+    for spelling in ("kappa", "Not Applicable", "max-sec", "policy", "SEC", "--tau", "learning rate"):
         assert say(capsys, "explain", spelling)
+
+
+def test_every_knob_of_train_is_explained_in_the_words_of_its_help(capsys):
+    from dataclasses import fields
+
+    from typer.main import get_command
+
+    from qkspec.train.config import TrainConfig
+
+    params = {p.name: p for p in get_command(application(["train"])).commands["train"].params}
+    for field in fields(TrainConfig):
+        param = params.get(field.name) or params[{"context": "context_length", "compile": "compile_model"}[field.name]]
+        text = say(capsys, "explain", field.name)
+        assert " ".join(str(param.help).split()) in " ".join(text.split()), field.name
+        assert "option of" in text
+    assert "[default: 0.01]" in say(capsys, "explain", "tau")
+    assert say(capsys, "explain", "layers").count("\n  option of") == 1, "those of train mean something else"
+
+
+def test_a_misspelled_term_is_told_its_neighbours(capsys):
+    for word, near in (("warmpu", "warmup"), ("kapa", "freezing_ratio"), ("maligant", "malignant")):
+        assert main(["explain", word]) == 2
+        assert near in capsys.readouterr().err
 
 
 def test_gate_writes_its_files_and_reads_a_policy(tmp_path, capsys, monkeypatch):
