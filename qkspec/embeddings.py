@@ -1,8 +1,9 @@
 """Tokens that a checkpoint itself knows: rows of its embeddings, in place of x ~ N(0, I), for the map that it predicts.
 
-What reaches the first attention layer is an embedding plus a position, and the residual stream carries it on: measured
-maps of small GPTs were predicted with r = 0.93 so, against 0.87 isotropically, and their rank with 0.91 against 0.04.
-For deep layers it is an approximation, and nothing is known where a checkpoint has no such tensors.
+What reaches the first attention layer is an embedding plus a position (in BERT also the type of a first sentence), and
+the residual stream carries it on: measured maps of small GPTs were predicted with r = 0.93 so, against 0.87
+isotropically, and their rank with 0.91 against 0.04. For deep layers it is an approximation, and nothing is known where
+a checkpoint has no such tensors.
 """
 
 import re
@@ -24,6 +25,7 @@ _TOKENS = re.compile(
     r"(?:^|\.)(?:wte|embed_tokens|word_embeddings|embed_in|tok_embeddings|token_embedding|word_embedding)(?:\.weight)?$"
 )
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|position_embeddings|embed_positions)(?:\.weight)?$")
+_TYPES = re.compile(r"(?:^|\.)token_type_embeddings(?:\.weight)?$")
 _LEARNED = re.compile(
     r"(?:^|\.)(?:wpe|pos_embed|positional_embedding|(?:embed_)?positions?(?:_embeddings?)?)(?:\.weight)?$"
 )
@@ -57,6 +59,9 @@ def inputs(checkpoint: Checkpoint, layer: QKLayer, *, seed: int = 0) -> F32 | No
     place = _find(store, _POSITIONS, d)
     if place is not None and store.shape(place)[0] >= length:
         x = x + np.asarray(store.read(place, slice(0, length)), dtype=np.float32)
+    kind = _find(store, _TYPES, d)
+    if kind is not None:
+        x = x + np.asarray(store.read(kind, slice(0, 1)), dtype=np.float32)
     return np.stack([normalised(sequence, layer.q_input) for sequence in x])
 
 

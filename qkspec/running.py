@@ -222,11 +222,14 @@ class TextRunner:
         if tokenizer is None and vocabulary != _BYTES:
             raise _cannot(f"its tokenizer is not beside its weights; put it there, or give --text {RANDOM}")
         text = self._text.decode("utf-8", "replace")
-        ids = np.array(list(self._text) if tokenizer is None else tokenizer(text)["input_ids"], dtype=np.int64)
+        bare = list(self._text) if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = np.array(bare, dtype=np.int64)
         if len(ids) < _LEAST or ids.max() >= vocabulary:
             raise _cannot("the text makes too few tokens" if len(ids) < _LEAST else "the tokenizer is another model's")
-        rows = max(min(len(ids) // length, SEQUENCES), 1)
-        yield from (ids[row * length : (row + 1) * length] for row in range(rows))
+        before, after = ([], []) if tokenizer is None else _frame(tokenizer)
+        length = max(length - len(before) - len(after), _LEAST)
+        for row in range(max(min(len(ids) // length, SEQUENCES), 1)):
+            yield np.concatenate([before, ids[row * length : (row + 1) * length], after]).astype(np.int64)
 
     def _noise(self, name: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         import torch
@@ -314,6 +317,18 @@ def _tokenizer(path: str) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         return None
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that belong before and after every text, such as BERT's [CLS] and [SEP].
+
+    Heads that park their attention on them have nowhere to go in a row without.
+    """
+    whole, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+    for start in range(len(whole) - len(bare) + 1 if bare else 0):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []
 
 
 class _silent:  # noqa: N801 - it reads as a statement

@@ -5,6 +5,8 @@ from build import random_layer
 from qkspec import embeddings
 from qkspec.analysis import Settings, analyze
 from qkspec.checkpoints.memory import from_state_dict
+from qkspec.checkpoints.sequence import open_checkpoint
+from qkspec.layouts.find import attention_layers
 from qkspec.metrics import EMBEDDED
 from qkspec.qk import Norm
 
@@ -31,6 +33,23 @@ def test_inputs_are_rows_of_the_embeddings_at_their_places_behind_the_norm():
             centred = sums - sums.mean(1, keepdims=True)
             normal = centred / centred.std(1, keepdims=True) * gain + gain
             assert np.abs(normal - row).max(axis=1).min() < 1e-4, "it is some token's"
+
+
+def test_what_bert_gives_its_first_layer(tmp_path):
+    """Token, place and the type of a first sentence, behind the norm of the embeddings, as the model sums them."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    model = BertModel(BertConfig(vocab_size=50, max_position_embeddings=24, initializer_range=1.0, **size)).eval()
+    model.save_pretrained(tmp_path / "bert")
+    made = open_checkpoint(tmp_path / "bert")
+    (layer,) = attention_layers(made)
+    with torch.no_grad():
+        real = torch.stack([model.embeddings(torch.full((1, 24), token))[0] for token in range(50)]).numpy()
+    for sequence in embeddings.inputs(made, layer):
+        assert np.abs(real - sequence).max(axis=2).min(axis=0).max() < 1e-4, "each is some token's at its place"
 
 
 def test_the_tokens_are_the_same_for_every_checkpoint():

@@ -132,6 +132,32 @@ def test_a_tokenizer_beside_the_weights_is_used(tmp_path, page):
     assert report.readings["measured_entropy"] == pytest.approx(entropies(real, causal=True), abs=1e-5)
 
 
+def test_every_row_has_the_special_tokens_of_a_text(tmp_path, page):
+    """BERT's heads look at [CLS] and [SEP]; rows cut out of one long text would lack them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(dict.fromkeys(["[CLS]", "[SEP]", "[UNK]", *PAGE.split()]))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=32, initializer_range=0.5, **size)
+    config._attn_implementation = "eager"  # the only one that returns its maps
+    model = BertModel(config).eval()
+    model.save_pretrained(tmp_path / "bert")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "bert")
+    report = analyze([tmp_path / "bert"], Settings(runner=TextRunner(page)))
+    ids = torch.tensor([words[word] for word in PAGE.split()])
+    rows = [[0, *ids[30 * row : 30 * row + 30], 1] for row in range(min(len(ids) // 30, SEQUENCES))]
+    with torch.no_grad():
+        real = model(torch.tensor(rows), output_attentions=True).attentions
+    assert report.readings["measured_entropy"] == pytest.approx(entropies(real, causal=False), abs=1e-5)
+
+
 def test_other_kinds_of_models_run_on_random_inputs(tmp_path):
     from transformers import T5Config, T5Model, ViTConfig, ViTModel
 
