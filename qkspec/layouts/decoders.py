@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qkspec.layouts.facts import beam_scale, fixed, from_key, gpt2_scale, times_key
+from qkspec.layouts.facts import beam_scale, fixed, from_key, gpt2_scale, half_width, times_key
 from qkspec.layouts.layout import HEADS, RAW, Fused, InputNorm, Layout, QKNormAt, RotaryRule, Separate
 
 # A row is read across, not down.
@@ -26,6 +26,10 @@ LLAMA = Layout(
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
 OTHER = ("the keys come from another model",)
+PRE_SELF = InputNorm("layers.{}.pre_self_attn_layernorm", "rms", 1.0)
+SHARED = ("these weights are used by several layers",)
+BYTES = (("local_encoder", "encoder_config"), ("local_decoder", "decoder_config"),
+    ("global_transformer", "global_config"), ("patcher", "patcher_config"))
 GROWING = ("layers that do not rotate scale queries by their position",)
 SPARSE = ("each token attends to those that a second, small attention chooses",)
 SINK = ("a learned sink takes part in every softmax",)
@@ -40,9 +44,9 @@ def like_llama(name: str, *model_types: str, **facts: object) -> Layout:
 # fmt: off
 DECODERS = (
     # the GPT-2 line
-    Layout("gpt2", ("gpt2",), Fused("h.{}.attn.c_attn"), inputs_first=True, full=True, kv_heads=(), head_dim=(),
-        scale=gpt2_scale, norm=InputNorm("h.{}.ln_1", "auto"), qk_norm=H_NORM, causal=True, by_name=True,
-        when={"norm_position": (None, "pre")}),
+    Layout("gpt2", ("gpt2", "decision_transformer"), Fused("h.{}.attn.c_attn"), inputs_first=True, full=True,
+        kv_heads=(), head_dim=(), scale=gpt2_scale, norm=InputNorm("h.{}.ln_1", "auto"), qk_norm=H_NORM, causal=True,
+        by_name=True, when={"norm_position": (None, "pre")}),
     Layout("gpt2", ("gpt2",), Fused("h.{}.attn.c_attn"), inputs_first=True, full=True, kv_heads=(), head_dim=(),
         scale=gpt2_scale, norm=InputNorm("h.{}.ln_2", "auto", first=""), qk_norm=H_NORM, causal=True,
         when={"norm_position": "post"}),
@@ -109,7 +113,7 @@ DECODERS = (
     # names of Llama
     LLAMA,
     like_llama("qwen3", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "mellum", "dots1",
-        "hy_v3", "qwen3_omni_moe_text", "qwen3_omni_moe_talker_code_predictor"),
+        "hy_v3", "qwen3_omni_moe_text", "qwen3_omni_moe_talker_code_predictor", "qwen3_omni_moe_talker_text"),
     like_llama("windowed", "afmoe", "flint", "kolibri1", "exaone_moe", rotary=WINDOWED),
     like_llama("smollm3"),
     like_llama("gpt_oss", remarks=SINK),
@@ -187,6 +191,43 @@ DECODERS = (
         qk_norm=QKNormAt(None, None, flag="qk_scale_factor")),
     like_llama("muse_glimmer_assistant", causal=False,
         remarks=("states of the model that it drafts for are keys as well",)),
+    like_llama("olmo_hybrid", norm=RAW, qk_norm=FULL),
+    like_llama("chameleon", qk_norm=replace(PER_HEAD, kind="layer")),
+    like_llama("t5gemma2", "t5gemma2_text", causal=False, norm=PRE_SELF, qk_norm=replace(PER_HEAD, offset=1.0),
+        scale=from_key("query_pre_attn_scalar", -0.5), softcap="attn_logit_softcapping"),
+    like_llama("t5gemma2", "t5gemma2_decoder", norm=PRE_SELF, qk_norm=replace(PER_HEAD, offset=1.0),
+        scale=from_key("query_pre_attn_scalar", -0.5), softcap="attn_logit_softcapping",
+        remarks=("states of the encoder are keys as well",)),
+    like_llama("zamba", weights=Separate("layers.{}.shared_transf.self_attn.q_proj",
+        "layers.{}.shared_transf.self_attn.k_proj"), norm=InputNorm("layers.{}.shared_transf.input_layernorm", "rms"),
+        scale=half_width, head_dim=("attention_head_dim",), rotary=None, remarks=SHARED),
+    *(like_llama("zamba2", weights=Separate("layers.{}.shared_transformer.self_attn.q_proj",
+        "layers.{}.shared_transformer.self_attn.k_proj"), scale=half_width, head_dim=("attention_head_dim",),
+        norm=InputNorm("layers.{}.shared_transformer.input_layernorm", "rms"), remarks=SHARED, unknown=unknown,
+        rotary=RotaryRule(flag=("use_mem_rope", True)), when={"use_shared_attention_adapter": adapted})
+        for adapted, unknown in ((False, ()), (True, ("what each layer adds to the shared weights", "input norm")))),
+    Layout("cpmant", ("cpmant",), Separate("encoder.layers.{}.self_att.self_attention.project_q",
+        "encoder.layers.{}.self_att.self_attention.project_k"), kv_heads=(), head_dim=("dim_head",), causal=True,
+        norm=InputNorm("encoder.layers.{}.self_att.layernorm_before_attention", "rms"),
+        remarks=("a bias by relative position is added",)),
+    Layout("reformer", ("reformer",), Separate("encoder.layers.{}.attention.self_attention.query",
+        "encoder.layers.{}.attention.self_attention.key"), kv_heads=(), head_dim=("attention_head_size",),
+        norm=InputNorm("encoder.layers.{}.attention.layer_norm"), remarks=("tokens attend to a window",)),
+    *(like_llama("blt", f"blt_{part}", head_dim=(), rotary=ADJACENT)
+        for part in ("local_encoder", "local_decoder", "global_transformer", "patcher")),
+    *(like_llama("blt", f"blt_{part}", block="cross", weights=Separate("cross_attn_layers.{}.q_proj",
+        "cross_attn_layers.{}.k_proj"), norm=InputNorm("cross_attn_layers.{}.q_norm", "rms"),
+        k_norm=InputNorm("cross_attn_layers.{}.k_norm", "rms"), head_dim=(), qk_norm=None, rotary=None, causal=False)
+        for part in ("local_encoder", "local_decoder")),
+    *(like_llama("blt", "blt", block=f"{part}.cross", weights=Separate(f"local_{part}.cross_attn_layers.{{}}.q_proj",
+        f"local_{part}.cross_attn_layers.{{}}.k_proj"), heads=(f"{part}_config.num_attention_heads",),
+        kv_heads=(f"{part}_config.num_key_value_heads",), head_dim=(), qk_norm=None, rotary=None, causal=False,
+        norm=InputNorm(f"local_{part}.cross_attn_layers.{{}}.q_norm", "rms"),
+        k_norm=InputNorm(f"local_{part}.cross_attn_layers.{{}}.k_norm", "rms")) for part in ("encoder", "decoder")),
+    *(like_llama("blt", "blt", weights=Separate(f"{part}.layers.{{}}.self_attn.q_proj",
+        f"{part}.layers.{{}}.self_attn.k_proj"), norm=InputNorm(f"{part}.layers.{{}}.input_layernorm", "rms"),
+        heads=(f"{config}.num_attention_heads",), kv_heads=(f"{config}.num_key_value_heads",), head_dim=(),
+        rotary=ADJACENT, block=f"{part.rpartition('_')[2]}.self") for part, config in BYTES),
     like_llama("cohere_compass", "cohere_compass_text"),
     like_llama("hrm_text", norm=InputNorm(None, "rms"), kv_heads=()),
     like_llama("hrm_text", norm=InputNorm(None, "rms"), kv_heads=(), weights=Fused("layers.{}.attn.gqkv_proj",

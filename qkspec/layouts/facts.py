@@ -65,6 +65,11 @@ def beam_scale(config: Config, d_q: int, layer: int) -> float:
     return inverse_root(config, d_q, layer) * (1.0 if turns else (1 + 1 / 2048) ** 0.1)
 
 
+def half_width(config: Config, d_q: int, layer: int) -> float:  # noqa: ARG001 - the signature of every ScaleRule
+    """Return Zamba's √(2 / d_q): its queries read the residual stream and the embedding side by side."""
+    return float((d_q / 2) ** -0.5)
+
+
 def gpt2_scale(config: Config, d_q: int, layer: int) -> float:
     """Return GPT-2's scale: 1/√d_q unless switched off, over (layer + 1) with inverse layer scaling."""
     scale = 1.0 if config.get("scale_attn_weights") is False else inverse_root(config, d_q, layer)

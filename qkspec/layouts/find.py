@@ -8,7 +8,7 @@ from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
 from qkspec.layouts.facts import borrows_keys
 from qkspec.layouts.families import FAMILIES
-from qkspec.layouts.keyless import BORROWED, NO_SOFTMAX, TOKENS, without_keys
+from qkspec.layouts.keyless import BORROWED, NO_SOFTMAX, OTHERWISE, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
@@ -117,6 +117,9 @@ def _chosen(
     problems: dict[str, str] = {}
     for rivals in found.values():
         listed = forced or any(claim.called for claim in rivals)
+        if not forced and rivals[0].scope.model_type in OTHERWISE:
+            problems[rivals[0].path] = OTHERWISE[rivals[0].scope.model_type]
+            continue
         if not listed and rivals[0].path in reasons:
             problems[rivals[0].path] = reasons[rivals[0].path]
             continue

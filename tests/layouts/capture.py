@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 ATTENTION = re.compile(
-    r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi|DabDetrAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
+    r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi|DabDetrAttention|LSH|ReformerAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
 )
 NORM = re.compile(r"Norm(\d[dD])?$")
 PRODUCTS = {
@@ -72,6 +72,7 @@ class Watch(TorchFunctionMode):
         self.caught: dict[str, Caught] = {}
         self.normed: dict[torch.nn.Module, list[str]] = {}
         self.natural: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of a stand-in ▸ (it, what it stands for)
+        self.raw: dict[torch.nn.Module, tuple] = {}  # the inputs before a norm inside the module
         self.still = False
         self.interface = 0
         self.generator = torch.Generator().manual_seed(7)
@@ -93,9 +94,24 @@ class Watch(TorchFunctionMode):
                     self.catch(self.stack[-1], first, second.transpose(-1, -2), None)
             elif func is torch.einsum and len(args) >= 2:
                 self.einsum(args[0], args[1:] if not isinstance(args[1], list | tuple) else args[1])
-            elif func in (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax):
+            elif func in (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax, torch.logsumexp):
                 self.softmax(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
+
+    def norm_input(self, given: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+        """Note that a norm inside a module is handed its whole input, which is the same as a norm in front of it."""
+        module = self.stack[-1]
+        x, y, natural, natural_y = self.inputs.get(module, (None,) * 4)
+        if given is not x and given is not y:
+            return False
+        raw, raw_y = self.raw.setdefault(module, (natural, natural_y))
+        seen = natural is not raw
+        if given is x and not seen:
+            natural = norm(raw)
+        if given is y:
+            natural_y = norm(raw_y)
+        self.inputs[module] = (x, y, natural, natural_y)
+        return True
 
     def opaque(self, change: int) -> None:
         """Look away while a part runs whose products are no attention of this module."""
@@ -130,6 +146,8 @@ class Watch(TorchFunctionMode):
         x, y, natural, natural_y = self.inputs[owner]
         if shape_up(k, y) is None:  # the second argument was something else, and keys come from the first
             y, natural_y = x, natural
+        if shape_up(k, y) is None and k.ndim == 4:  # keys made of other states follow the module's own
+            k = k[:, :, : y.shape[-2]]
         made = shape_up(q, x), shape_up(k, y)
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:
             return
@@ -332,8 +350,10 @@ def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
     def forward(*args, **kwargs):
         if not watch.stack:
             return plain(*args, **kwargs)
-        watch.normed.setdefault(watch.stack[-1], []).append(watch.names[module])
-        return args[0] if args else next(iter(kwargs.values()))
+        given = args[0] if args else next(iter(kwargs.values()))
+        if not watch.norm_input(given, plain):
+            watch.normed.setdefault(watch.stack[-1], []).append(watch.names[module])
+        return given
 
     module.forward = forward
     return lambda: delattr(module, "forward")
@@ -380,7 +400,7 @@ def enter(watch: Watch, module, args, kwargs):
             not isinstance(value, torch.Tensor)
             or not value.is_floating_point()
             or value.ndim < 2
-            or (value.shape[-1] < 2 and (value.ndim != 3 or value.shape[1] < 8))
+            or (value.shape[-1] < 2 and (value.ndim < 3 or value.shape[1] < 8))
         ):
             return value
         if id(value) not in fresh:
@@ -421,6 +441,9 @@ def enter(watch: Watch, module, args, kwargs):
             new_kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
     if order:
         x = fresh[id(order[0])]
+        if x.ndim == 4 and x.shape[2:] == (1, 1):  # (batch, d, 1, 1), as convolutions have it
+            order[0], x = order[0].flatten(2), x.flatten(2)
+            fresh[id(order[0])] = x
         if x.ndim == 3 and x.shape[-1] == 1:  # (batch, d, tokens), as SqueezeBERT's convolutions have it
             order[0] = order[0].transpose(1, 2)
             x = fresh[id(order[0])] = x.transpose(1, 2)
@@ -437,6 +460,7 @@ def enter(watch: Watch, module, args, kwargs):
             )
         watch.inputs[module] = (x, y, watch.natural[id(x)][1], watch.natural[id(y)][1])
         watch.normed[module] = []
+        watch.raw.pop(module, None)
     return tuple(new_args), new_kwargs
 
 

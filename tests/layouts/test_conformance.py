@@ -54,7 +54,7 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     monkeypatch.setattr(torch, "finfo", lambda kind, plain=torch.finfo: plain(torch.float32))
     maps = run(model, case)
     assert layers, "nothing was read"
-    assert len(layers) + case.unread - case.unrun == len(maps), (
+    assert len(layers) + case.unread + case.tied - case.unrun == len(maps), (
         f"read {[x.name for x in layers]}, the model ran {[x.path for x in maps]}"
     )
     pairs = pair_up(layers, maps)
@@ -65,7 +65,7 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
         np.testing.assert_array_equal(same.q, layer.q)
         np.testing.assert_array_equal(same.k, layer.k)
         assert (same.scale, same.rotary, same.unknown) == (layer.scale, layer.rotary, layer.unknown)
-    assert len(live) == len(layers)
+    assert len(live) == len(layers) + case.tied
     if case.turn and any(layer.rotary for layer in layers) and "input_ids" in inputs(model, case):
         turned = {found.path: found for found in run(model, case, position=OFFSET)}
         for layer, truth in pairs:

@@ -38,6 +38,13 @@ GONE: Any = object()
 
 
 @dataclass(frozen=True)
+class Out:
+    """What another part of the model gave, as an input."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Case:
     """One line of the conformance suite.
 
@@ -47,6 +54,7 @@ class Case:
         auto: which Auto class builds it.
         feed: extra inputs by name: a shape of floats, or a tensor; None leaves an input out.
         unread: how many of the attention calls that run are knowingly not in the table.
+        tied: how many of those calls use weights of another module, which a file holds once.
         unrun: how many of the modules that are read do not run on these inputs.
         every: compare on every so many tokens only, the first of each image (rotary position).
         batch: how many images or sounds are fed.
@@ -57,6 +65,7 @@ class Case:
             where those are not taken or mean more; "" where neither can be.
         zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k).
         one: parts of the names of parameters that are set to one (factors of whole heads).
+        inside: what the names of input norms inside an attention module end in; what comes before them is not normalised.
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -66,9 +75,11 @@ class Case:
     auto: str = "AutoModel"
     feed: dict[str, Any] = field(default_factory=dict)
     unread: int = 0
+    tied: int = 0
     unrun: int = 0
     every: int = 1
     norms: bool = True
+    inside: tuple[str, ...] = ()
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
     whole: bool = True
     still: bool = False

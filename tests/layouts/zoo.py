@@ -52,6 +52,19 @@ GEMMA_3N = {
 }
 
 
+HYBRID = ["mamba", "hybrid"]
+ZAMBA = {"hidden_size": 16, "attention_head_dim": 16, "attention_hidden_size": 32, "mamba_expand": 1}
+ZAMBA_2 = {
+    **ZAMBA,
+    "layer_types": HYBRID,
+    "layers_block_type": HYBRID,
+    "n_mamba_heads": 2,
+    "mamba_headdim": 8,
+    "num_mem_blocks": 1,
+    "hybrid_layer_ids": [1],
+}
+
+
 def mrope(*sections: int) -> dict[str, object]:
     return {"rope_parameters": {**PLAIN_ROPE, "mrope_section": list(sections)}}
 
@@ -653,4 +666,67 @@ CASES = (
         {"q_lora_rank": 20, "layer_types": ["sliding_attention"] * 2},
         turn="sequence",
     ),
+    # hybrids, and models of bytes
+    Case("olmo_hybrid"),
+    Case("zamba", {**ZAMBA, "num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "hybrid"]}, tied=1),
+    Case("zamba2", ZAMBA_2),
+    Case("zamba2 with rotary", {**ZAMBA_2, "use_mem_rope": True}),
+    Case(
+        "zamba2 with adapters",
+        {**ZAMBA_2, "attention_head_dim": 8, "num_key_value_heads": 4, "use_shared_attention_adapter": True},
+        zero=("adapter",),
+    ),
+    Case("blt_patcher", {"head_dim": 8}, auto="BltPatcher"),
+    Case(
+        "blt_local_encoder",
+        {"head_dim": 8},
+        auto="BltLocalEncoder",
+        feed={"patch_ids": ZEROS[:, 0, :1], "num_patches": 1},
+    ),
+    Case(
+        "blt",
+        {
+            "encoder_hash_byte_group_vocab": 50,
+            "max_patch_length": 1,
+            "patch_in_forward": False,
+            "patching_mode": "space",
+            **{f"{part}_config.head_dim": 8 for part in ("encoder", "decoder", "global", "patcher")},
+            **{f"{part}_config.hidden_size_global": 32 for part in ("encoder", "decoder")},
+        },
+        feed={"use_cache": False},
+        still=True,
+        turn="",
+        norms=False,  # some patches are empty
+    ),
+    Case("cpmant", {"dim_head": 8}),
+    Case("reformer", {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "attention_head_size": 16}),
+    Case(
+        "decision_transformer",
+        feed={
+            "input_ids": None,
+            "states": (48, 1, 17),
+            "actions": (48, 1, 4),
+            "returns_to_go": (48, 1, 1),
+            "timesteps": ZEROS[:, 0, :1],
+            "attention_mask": ZEROS[:, 0, :1] + 1,
+        },
+    ),
+    Case(
+        "qwen3_omni_moe_talker_text",
+        {"shared_expert_intermediate_size": 32},
+        auto="Qwen3OmniMoeTalkerModel",
+        feed={"input_ids": None, "inputs_embeds": (48, 1, 32)},
+    ),
+    Case(
+        "chameleon",
+        {
+            "vocabulary_map": {"<image>": 5},
+            "vq_config.base_channels": 32,
+            "vq_config.channel_multiplier": [1],
+            "vq_config.latent_channels": 32,
+            "vq_config.num_res_blocks": 1,
+        },
+        unrun=1,
+    ),
+    Case("t5gemma2", unrun=3, turn="sequence"),
 )
