@@ -7,6 +7,7 @@ is "meta", the only one that any build of torch lets a tensor bear.
 import weakref
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -68,3 +69,13 @@ class Device(TorchDispatchMode):
     def _freed(self, which, size):
         self._seen.discard(which)
         self._live -= size
+
+
+class Written(TorchFunctionMode):
+    """``torch.tensor(..., device=...)`` as a tensor of the CPU that is moved: a mode below sees no numbers of it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        options = dict(kwargs or {})
+        device = options.pop("device", None) if func is torch.tensor else None
+        made = func(*args, **options)
+        return made if device is None else made.to(device)
