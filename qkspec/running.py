@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec import tokens
 from qkspec.activations import watching
 from qkspec.callbacks import live
 from qkspec.checkpoints.store import Checkpoint
@@ -202,7 +203,8 @@ class TextRunner:
             return _Running(model, config.to_dict(), (self._noise("pixel_values", (own.num_channels, *size)),))
         text = config.get_text_config()
         context = getattr(text, "max_position_embeddings", None) or LENGTH
-        tokenizer = None if self._random or text.vocab_size == _BYTES else _tokenizer(checkpoint.path)
+        of_bytes = self._random or text.vocab_size == _BYTES
+        tokenizer = None if of_bytes else tokens.beside(checkpoint.path, checkpoint.config)
         batches = self._batches("input_ids", text.vocab_size, context, tokenizer)
         if config.is_encoder_decoder:
             batches = tuple({**batch, "decoder_input_ids": batch["input_ids"]} for batch in batches)
@@ -307,16 +309,6 @@ def _class(transformers: Any, config: Any) -> Any:
     named = getattr(transformers, str((config.architectures or [""])[0]), None)
     whole = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     return named if whole else transformers.MODEL_MAPPING[type(config)]
-
-
-def _tokenizer(path: str) -> Any:
-    """Return the tokenizer beside the weights of a local folder, None where there is none."""
-    from transformers import AutoTokenizer
-
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
-        return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ FLOORS = (
     ("analysis", "judging", "activations", "embeddings", "maps", "given", "measuring", "streaming", "cache", "terms"),
     ("gate", "comparison", "audit"),
     ("reports", "watch", "callbacks", "train"),
-    ("cli", "running", "__main__"),
+    ("cli", "running", "tokens", "__main__"),
 )
 MAX_LINES = 400
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bucket
 import numpy as np
@@ -285,8 +286,16 @@ def test_shards_in_a_bucket_move_only_headers_and_q(s3: Callable[[], int]) -> No
         find_runs(["s3://nobucket/run"])
 
 
+def tokenizer_of(revision: str) -> bytes:
+    """A tokenizer of words whose numbers differ from revision to revision."""
+    words = {word: 7 * len(revision) + i for i, word in enumerate(("[UNK]", "a", "head", "turned"))}
+    vocabulary = {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}
+    rest = {"pre_tokenizer": {"type": "Whitespace"}, "added_tokens": []}
+    return json.dumps({"version": "1.0", "model": vocabulary, **rest}).encode()
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Serve a repository with three revisions by the hub's own API, and count the bytes of files that are sent."""
     constants = pytest.importorskip("huggingface_hub.constants")
     revisions = ("main", "step64", "step1000")
@@ -294,12 +303,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, i
     for index, revision in enumerate(revisions):
         save_file({"big": BIG, "h.0.q": Q * index}, tmp_path / revision)
         files[f"{revision}/model.safetensors"] = (tmp_path / revision).read_bytes()
-    counter = {"sent": 0}
+        files[f"{revision}/tokenizer.json"] = tokenizer_of(revision)
+    counter: dict[str, Any] = {"sent": 0, "files": []}
 
     def listing(revision: str) -> list[dict[str, object]]:
         sizes = {
             "config.json": len(files["config.json"]),
-            "model.safetensors": len(files[f"{revision}/model.safetensors"]),
+            **{name: len(files[f"{revision}/{name}"]) for name in ("model.safetensors", "tokenizer.json")},
         }
         return [{"type": "file", "path": name, "size": size, "oid": revision} for name, size in sizes.items()]
 
@@ -345,6 +355,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, i
                     )
                 return
             name = parts[4] if parts[4] == "config.json" else f"{parts[3]}/{parts[4]}"
+            counter["files"].append(f"{parts[3]}/{parts[4]}")
+            if name not in files:
+                self.reply(b"{}", 404, X_Error_Code="EntryNotFound")
+                return
             match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             data = files[name][int(match[1]) : int(match[2]) + 1] if match else files[name]
             counter["sent"] += len(data)
@@ -361,7 +375,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, i
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_revisions_of_a_hub_repository(hub: dict[str, int]) -> None:
+def test_revisions_of_a_hub_repository(hub: dict[str, Any]) -> None:
     (run,) = find_runs(["hf://org/model"], revisions="step*")
     assert [source.step for source in run.sources] == [64, 1000]
     for index, source in enumerate(run.sources, 1):
@@ -378,3 +392,28 @@ def test_revisions_of_a_hub_repository(hub: dict[str, int]) -> None:
         find_runs(["hf://org/none"])
     with pytest.raises(InputError, match="no revision matches"):
         find_runs(["hf://org/model"], revisions="epoch*")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_text_is_read_by_the_tokenizer_of_the_revision_that_was_given(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the tokenizer's own files travels, of that revision alone, and no other host is asked."""
+    pytest.importorskip("transformers")
+    from qkspec.tokens import beside
+
+    asked: list[str] = []
+    connect = socket.create_connection
+    monkeypatch.setattr(
+        socket,
+        "create_connection",
+        lambda address, *rest, **more: asked.append(address[0]) or connect(address, *rest, **more),
+    )
+    for revision in ("step64", "main"):
+        checkpoint = open_checkpoint("hf://org/model" if revision == "main" else f"hf://org/model@{revision}")
+        hub["files"].clear()
+        found = beside(checkpoint.path, checkpoint.config)
+        first = 7 * len(revision)
+        assert found("a head turned")["input_ids"] == [first + 1, first + 2, first + 3]
+        assert set(hub["files"]) == {f"{revision}/tokenizer.json"}
+    assert set(asked) <= {"127.0.0.1"}
