@@ -8,6 +8,7 @@ import numpy as np
 from qkspec.reports.view import QUIET, RunView, condition_text, head_name, loss_sentence, surge_sentence
 from qkspec.theorem import CERTAIN, SUSPECT, Verdict
 
+EVEN = 0.95  # entropy / ln T of a real map from which it is nearly a mean over tokens
 Note = tuple[str, str]  # a word, and a sentence of what it names
 
 
@@ -126,7 +127,10 @@ def _offsets(view: RunView) -> Iterator[Note]:
 
 
 def _real_maps(view: RunView) -> Iterator[Note]:
-    """Say how the predicted maps compare with those of a running model."""
+    """Say how the predicted maps compare with those of a running model, and where most of those are even at the end.
+
+    Even maps are no collapse of W_q'W_k, yet a post-LN model whose heads never started sits at its unigram loss so.
+    """
     rows = view.grid[view.grid >= 0]
     said = view.report.readings.metric("predicted_entropy")[rows]
     for kind, what in (("measured", "real activations"), ("random", "random tokens through the model")):
@@ -135,6 +139,14 @@ def _real_maps(view: RunView) -> Iterator[Note]:
         if both.any():
             bias = float(np.mean(said[both] - real[both]))
             yield "maps", f"{both.sum()} maps measured on {what}: predicted entropy lies {bias:+.2f} from theirs"
+            now = view.report.readings.metric(f"{kind}_entropy")[view.last_rows()]
+            even, known = int((now >= EVEN).sum()), int(np.isfinite(now).sum())
+            if even > known / 2:
+                yield (
+                    "even",
+                    f"{even} of {known} maps at {view.at(-1)} look at nearly all tokens alike (entropy ≥ {EVEN:g}):"
+                    " attention hardly works yet, or never began to; the loss tells which",
+                )
 
 
 def _head(view: RunView, head: tuple[str, int]) -> str:

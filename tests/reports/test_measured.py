@@ -100,3 +100,16 @@ def test_what_nothing_measured_is_not_offered(one_run: Report) -> None:
     names = [metric["name"] for metric in page_data(one_run.limits, list(views(one_run)))["metrics"]]
     assert not {f"{kind}_entropy" for kind in KINDS} & set(names)
     assert names[0] == "freezing_ratio"
+
+
+@pytest.mark.parametrize(("entropy", "told"), [(0.97, True), (0.9, False)])
+def test_a_model_whose_real_maps_are_all_even_is_told(one_run: Report, entropy: float, told: bool) -> None:
+    from qkspec.reports.notes import notes
+
+    real = {f"measured_{name}": np.full(len(one_run.readings), entropy) for name in ("entropy", "rank", "diagonal")}
+    report = assemble(
+        Readings({**one_run.readings.columns, **real}), one_run.applicable, one_run.limits,
+        checkpoints=one_run.checkpoints, skipped={}, spectra={},
+    )  # fmt: skip
+    (run,) = views(report)
+    assert ("even" in dict(notes(run))) == told
