@@ -90,8 +90,8 @@ def _over_time() -> dict[str, str]:
         "  broken: some head holds NaN or Inf\n"
         f"  lost: at least {LOST:.0%} of the judged heads are concentrated and frozen (κ at limit certain or above)\n"
         f"  warned: at least {WARNED:.0%} of them are concentrated and large, or {ALARM:.0%} malignant, one at least\n"
-        "  sound: neither: W_q'W_k speaks for no collapse. A run may be lost otherwise: a post-LN model whose heads never"
-        " began to work keeps them small, and its loss or even maps (--text) tell\n"
+        "  sound: neither: W_q'W_k speaks for no collapse. A run may be lost otherwise: a post-LN model whose heads"
+        " never began to work keeps them small, and its loss or even maps (--text) tell\n"
         "  unjudged: no head could be judged",
         "surging": f"flag: ln σ_1 grew by {SURGE} a step or more between two checkpoints; only checkpoints within some"
         " 50 steps of each other can show it",
