@@ -204,7 +204,7 @@ class TextRunner:
         text = config.get_text_config()
         context = getattr(text, "max_position_embeddings", None) or LENGTH
         of_bytes = self._random or text.vocab_size == _BYTES
-        tokenizer = None if of_bytes else tokens.beside(checkpoint.path, checkpoint.config)
+        tokenizer = None if of_bytes else tokens.beside(checkpoint.path)
         batches = self._batches("input_ids", text.vocab_size, context, tokenizer)
         if config.is_encoder_decoder:
             batches = tuple({**batch, "decoder_input_ids": batch["input_ids"]} for batch in batches)

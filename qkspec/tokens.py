@@ -1,8 +1,6 @@
 """The tokenizer that stands beside a checkpoint's weights, on a disk or at the URL that was given."""
 
-import json
 import tempfile
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ FETCHED = ("tokenizer.json", "tokenizer_config.json")  # all that is asked of a 
 _MAX_BYTES = 1 << 26  # of a file; the largest vocabularies make 35 MB
 
 
-def beside(path: str, config: Mapping[str, Any]) -> Any:
+def beside(path: str) -> Any:
     """Return the tokenizer of transformers for a checkpoint, None where there is none. Code beside it is never run.
 
     Args:
         path: of the checkpoint: a folder, a file in it, or a URL, whose own revision is asked and nothing else.
-        config: of the model, which says what class of tokenizer it takes where the tokenizer does not.
     """
     if not is_url(path):
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -31,7 +28,6 @@ def beside(path: str, config: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="qkspec-") as scratch:
         for name, data in found.items():
             (Path(scratch) / name).write_bytes(data)
-        (Path(scratch) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
         return _load(Path(scratch))
 
 

@@ -412,7 +412,7 @@ def test_a_text_is_read_by_the_tokenizer_of_the_revision_that_was_given(
     for revision in ("step64", "main"):
         checkpoint = open_checkpoint("hf://org/model" if revision == "main" else f"hf://org/model@{revision}")
         hub["files"].clear()
-        found = beside(checkpoint.path, checkpoint.config)
+        found = beside(checkpoint.path)
         first = 7 * len(revision)
         assert found("a head turned")["input_ids"] == [first + 1, first + 2, first + 3]
         assert set(hub["files"]) == {f"{revision}/tokenizer.json"}
