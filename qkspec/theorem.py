@@ -204,10 +204,12 @@ def frozen(readings: Readings, limits: Limits, random_rank: F64) -> Truth:
     """Return which of the ``collapsing`` heads (rows,) have κ at ``limits.certain`` or above and no open map measured.
 
     A run is lost by these alone. ViTs trained well with warmup keep many heads at κ between the two limits, and their
-    maps are sparse indeed; GPTs that lost their run had two thirds of their heads or more beyond the upper one.
+    maps are sparse indeed; GPTs that lost their run had two thirds of their heads or more beyond the upper one. Under
+    QK-norm size alone proves no loss, as Theorem 1 wants concentration, too: such a head counts by a real map only.
     """
     found = conditions(readings, limits, random_rank)
-    sure = (readings.metric("freezing_ratio") >= limits.certain) & (found.sparse | ~_ran(readings))
+    ran, by_gains = _ran(readings), np.isfinite(readings.metric("logit_bound"))
+    sure = (readings.metric("freezing_ratio") >= limits.certain) & np.where(ran, found.sparse, ~by_gains)
     return np.asarray(collapsing(readings, limits, random_rank) & sure)
 
 

@@ -93,8 +93,12 @@ def test_under_qk_norm_the_gains_make_the_run(gain, share):
     layer = random_layer(heads=1, d_q=16, d=64)
     norm = QKNorm("rms", q_gain=np.full((1, 16), gain), k_gain=np.ones((1, 16)))
     report = assembled([table(replace(layer, q=1e3 * layer.q, qk_norm=norm))], applicable=False)
-    assert report.states["run"].share == share
-    assert report.states["run"].malignant == 0
+    state = report.states["run"]
+    assert (state.share, state.malignant, state.frozen) == (share, 0, 0.0)
+    assert state.verdict == ("warned" if share else "sound")
+    real = {"measured_entropy": np.array([0.1]), "measured_rank": np.array([0.1]), "measured_diagonal": np.array([0.1])}
+    ran = assembled([Readings({**report.readings.columns, **real})], applicable=False).states["run"]
+    assert ran.verdict == ("lost" if share else "sound"), "size and a map that has collapsed"
 
 
 def test_the_random_band_is_that_of_the_heads_shape():

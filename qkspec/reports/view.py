@@ -194,11 +194,17 @@ def state_sentence(view: RunView) -> str:
     if state.verdict == "lost":
         share = f"{round(state.frozen * judged)} of {judged} heads ({state.frozen:.0%})"
         what = "run" if len(view.grid) > 1 else "model"
-        return f"{share} concentrated and frozen ({certain}) at {where}; from {LOST:.0%} a {what} counts as lost"
-    text = f"{round(state.share * judged)} of {judged} heads ({state.share:.0%}) concentrated and large at {where}"
+        return f"{share} {_counted(view, 'frozen')} ({certain}) at {where}; from {LOST:.0%} a {what} counts as lost"
+    text = f"{round(state.share * judged)} of {judged} heads ({state.share:.0%}) {_counted(view, 'large')} at {where}"
     if state.share >= WARNED:
         return f"{text}, a warning from {WARNED:.0%}; frozen ({certain}) are {state.frozen:.0%}, lost from {LOST:.0%}"
     return text + _beside(view)
+
+
+def _counted(view: RunView, size: str) -> str:
+    """Return what the heads of a run's share are: under QK-norm the spectrum does not count, see theorem.collapsing."""
+    by_gains = np.isfinite(view.report.readings.metric("logit_bound")[view.last_rows()]).all()
+    return f"{size} with sparse maps" if by_gains else f"concentrated and {size}"
 
 
 def _beside(view: RunView) -> str:
