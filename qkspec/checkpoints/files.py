@@ -35,16 +35,22 @@ class Blob(ABC):
         Raises:
             CheckpointError: the range is outside the file, or the file changed or failed while it was read.
         """
+        self._check(start, length)
+        data = self._fetch(start, length)
+        self._count(len(data), length)
+        return data
+
+    def _check(self, start: int, length: int) -> None:
         if start < 0 or length < 0 or start + length > self.size:
             raise CheckpointError(
                 f"{self.path}: bytes {start} to {start + length} lie outside the file's {self.size}; "
                 "it is damaged or incomplete, copy or save it again"
             )
-        data = self._fetch(start, length)
-        if len(data) != length:
+
+    def _count(self, got: int, length: int) -> None:
+        if got != length:
             raise CheckpointError(f"{self.path}: the file became shorter while it was read; try again when it is whole")
         self.bytes_read += length
-        return data
 
     @abstractmethod
     def _fetch(self, start: int, length: int) -> bytearray:
@@ -76,14 +82,26 @@ class LocalBlob(Blob):
         self.size = status.st_size
         self._seen = _identity(status)
 
+    def read_into(self, start: int, into: memoryview) -> None:
+        """Fill memory with the bytes from ``start``, copied once; raises as ``read`` does."""
+        self._check(start, len(into))
+        self._count(self._fill(start, into), len(into))
+
     def _fetch(self, start: int, length: int) -> bytearray:
+        data = bytearray(length)
+        with memoryview(data) as view:
+            done = self._fill(start, view)
+        del data[done:]
+        return data
+
+    def _fill(self, start: int, into: memoryview) -> int:
+        """Read until ``into`` is full or the file ends, and return how many bytes that were."""
         if self._fd < 0:
             raise CheckpointError(f"{self.path}: was closed before it was read; open the checkpoint again")
-        data, done = bytearray(length), 0
-        view = memoryview(data)
+        done = 0
         try:
-            while done < length:
-                got = os.preadv(self._fd, [view[done : done + CHUNK]], start + done)
+            while done < len(into):
+                got = os.preadv(self._fd, [into[done : done + CHUNK]], start + done)
                 if not got:
                     break
                 done += got
@@ -92,9 +110,7 @@ class LocalBlob(Blob):
             raise unreadable(self.path, error) from error
         if now[:3] != self._seen[:3]:
             raise CheckpointError(f"{self.path}: is being written to while it is read; try again when the save is done")
-        view.release()
-        del data[done:]
-        return data
+        return done
 
     def stamp(self) -> str:
         """Return its size, times and inode."""

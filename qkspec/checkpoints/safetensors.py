@@ -83,7 +83,11 @@ def _read_values(blob: Blob, start: int, stop: int, dtype: str) -> Array:
         return decode(blob.read(start, stop - start), dtype)
     import numpy as np
 
-    values = np.empty((stop - start) * 8 // BITS[dtype], np.float64 if dtype == "float64" else np.float32)
+    if dtype in ("float32", "float64"):
+        plain = np.empty((stop - start) * 8 // BITS[dtype], "<f4" if dtype == "float32" else "<f8")
+        blob.read_into(start, plain.view(np.uint8).data)
+        return cast(Array, plain.astype(dtype, copy=False))
+    values = np.empty((stop - start) * 8 // BITS[dtype], np.float32)
     done = 0
     for at in range(start, stop, _PIECE):
         piece = decode(blob.read(at, min(_PIECE, stop - at)), dtype)
