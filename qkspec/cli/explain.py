@@ -150,7 +150,7 @@ def _ideas() -> dict[str, str]:
         " the changes between checkpoints against ((1 + τ)^n - 1) σ_1(W)",
         "adamw2": "AdamW with Rule 1 (Algorithm 1 of the paper); qkspec train --optimizer adamw2 --tau 0.004",
         "specialists": "heads of sound models that may look like trouble by weights alone: one that looks at the token"
-        " before (with rotary position one direction of W_q'W_k does that: concentrated, its real map sparse and of high"
+        " before (with rotary position one direction of W_q'W_k does: concentrated, its real map sparse and of high"
         " rank, so sharp), one that parks its attention on the first token or a delimiter (its real map sparse and of"
         " low rank; malignant only if its weights are concentrated and large as well). --text measures their maps",
         "context": "tokens T in a full attention row, which set √(2 ln T); from the config, or --context",
