@@ -284,7 +284,7 @@ def _flags(view: RunView, order: NDArray[np.int64], names: dict[str, int]) -> li
 
 def _said(flag: str) -> str:
     """Return a flag's name as words that a step follows."""
-    words = {"surging": "surges by", "stagnant": "stands still from", "onset": "grows faster from"}
+    words = {"surging": "surges by", "stagnant": "keeps its spectrum from", "onset": "grows faster from"}
     return words.get(flag, f"{flag.removeprefix('crossing: ')} from")
 
 
