@@ -78,13 +78,19 @@ LimitOptions = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", help="Processes; 0 (default) chooses by the machine and the work.", min=0, rich_help_panel=_WORK
+        "--workers",
+        help="Processes; 0 (default) chooses by the machine and the work. Beside a GPU there is one.",
+        min=0,
+        rich_help_panel=_WORK,
     ),
 ]
 OnDevice = Annotated[
     Device | None,
     typer.Option(
-        "--device", help="Where spectra are computed; auto (default) chooses by the work.", rich_help_panel=_WORK
+        "--device",
+        help="Where spectra are computed; auto (default): on a CUDA device with room for a module where there is half a"
+        " minute of work for a CPU, else on the CPU.",
+        rich_help_panel=_WORK,
     ),
 ]
 OnEngine = Annotated[

@@ -182,7 +182,9 @@ def file_rows(folder, repeats, *, quick):
         who = f"qkspec analyze, {workers} worker{'s' * (workers > 1)}"
         rows.append(Row(name, who, seconds, f"{wall:.1f} s wall, {peak:.0f} MB"))
     rows[-1].note += f", {walls[0] / walls[1]:.2f} × faster by the clock"
-    rows.append(Row(name, "floor: reading its Q and K bytes", cpu(lambda: read_all(large), repeats)))
+    reading, flops = cpu(lambda: read_all(large), repeats), 32 * floor(layer_of(32, 8, 128, 4096))
+    note = f"{reading:.2f} reading, {flops:.2f} FLOPs"
+    rows.append(Row(name, "floor: the larger of reading Q and K and σ's FLOPs", max(reading, flops), note))
     return rows
 
 
