@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,23 @@ def plan(base: TrainConfig, names: Sequence[str], rates: Sequence[float], out: P
         for name in chosen:
             changes = dict(known[name]) | {"lr": lr, "probe_every": base.probe_every or max(1, base.steps)}
             if name == "adamw+warmup":
-                changes["warmup"] = base.warmup or round(WARMUP_SHARE * base.steps)
+                changes["warmup"] = warmup_of(base)
             config = dataclasses.replace(base, **changes)
             trials.append(Trial(name, config, out / f"{name.replace('+', '-')}-lr{lr:g}"))
     if not trials:
         raise UsageError("--compare names no remedy; write for example --compare adamw,adamw+warmup,adamw2")
     return trials
+
+
+def warmup_of(base: TrainConfig) -> int:
+    """Return the steps of warmup of the remedy that has them."""
+    return base.warmup or round(WARMUP_SHARE * base.steps)
+
+
+def about(names: Iterable[str], base: TrainConfig) -> str:
+    """Return what the runs have in common, and what some of these remedies add to it, in one line."""
+    own = {"adamw+warmup": f", warmup of {warmup_of(base)} steps", "adamw2": f", τ {base.tau:g}"}
+    return f"{base.model}, {base.steps} steps, seed {base.seed}" + "".join(own.get(name, "") for name in names)
 
 
 def run(trial: Trial, stop: Stop) -> Iterator[Step]:
@@ -154,7 +165,7 @@ def markdown(entries: Sequence[Entry], base: TrainConfig) -> str:
     rates = list(dict.fromkeys(e.lr for e in entries))
     names = list(dict.fromkeys(e.remedy for e in entries))
     cells = {(e.remedy, e.lr): _cell(e) for e in entries}
-    lines = [f"Validation loss (nats) of {base.model}, {base.steps} steps, seed {base.seed} (least entropy / ln T)."]
+    lines = [f"Validation loss (nats) of {about(names, base)} (least entropy / ln T)."]
     lines += ["", "| remedy | " + " | ".join(f"lr {r:g}" for r in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     lines += [f"| {n} | " + " | ".join(cells.get((n, r), "") for r in rates) + " |" for n in names]
     return "\n".join(lines) + "\n"
@@ -201,7 +212,7 @@ def _draw(entries: Sequence[Entry], base: TrainConfig, path: Path) -> None:
     axes.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss (nats)")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.set_xticks([], minor=True)
-    axes.set_title(f"{base.model}, {base.steps} steps, seed {base.seed}", fontsize=10)
+    axes.set_title(about(dict.fromkeys(e.remedy for e in entries), base), fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with save.whole_file(path) as partial:

@@ -1,6 +1,5 @@
 """Batches on the device of a run; on a GPU the next ones are made by threads while it computes."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -8,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from qkspec.engine import cpu_count
 from qkspec.train.config import TrainConfig
 from qkspec.train.data import Data
 from qkspec.train.world import World
@@ -34,7 +34,7 @@ class Feed:
     ) -> None:
         self._data, self._config, self._world, self._device = data, config, world, device
         cuda = device.type == "cuda"
-        self._threads = threads if threads is not None else min(THREADS, os.cpu_count() or 1) if cuda else 0
+        self._threads = threads if threads is not None else min(THREADS, cpu_count()) if cuda else 0
         self._pool = ThreadPoolExecutor(self._threads, "qkspec-data") if self._threads else None
         self._ahead: dict[Place, Future[Batch]] = {}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from qkspec.engine import cpu_count
 from qkspec.errors import UsageError
 from qkspec.optim.sigma_reparam import SigmaReparam
 from qkspec.train import data, images
@@ -47,7 +47,7 @@ def build(config: TrainConfig) -> Lab:
     for flag, count in (("accumulate", config.accumulate), ("eval-batches", config.eval_batches)):
         if count % world.size and (flag == "accumulate" or config.fsdp):
             raise UsageError(f"--{flag} {count} is no multiple of the {world.size} processes that share it")
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.size))
+    torch.set_num_threads(config.threads or max(1, cpu_count() // world.size))
     device = resolve_device(config.device, world.local)
     material = (images if registry.kind(config.model).data == "images" else data).load(config)
     with torch.random.fork_rng(devices=[]):

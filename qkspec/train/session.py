@@ -65,7 +65,7 @@ def _single(request: Request, world: World) -> int:
     changes = {name: request.knobs[name] for name in request.given}
     config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
-    start, last, validation = time.perf_counter(), Step(0), None
+    start, last, validated = time.perf_counter(), Step(0), Step(0)
     services = words(request.log) if world.leads else []
     loggers.check(services)
     with runs.listening() as stop:
@@ -75,10 +75,10 @@ def _single(request: Request, world: World) -> int:
             steps = display.show(steps, config.steps, folder, quiet=request.quiet, live=request.live)
         for step in steps:
             last = step
-            validation = validation if step.validation is None else step.validation
+            validated = validated if step.validation is None else step
     if world.leads:
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        console.print(summary(config, folder, last, validation, time.perf_counter() - start))
+        console.print(summary(config, folder, last, validated, time.perf_counter() - start))
     if stop.code:
         return stop.code
     return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
@@ -131,11 +131,21 @@ def default_folder(config: TrainConfig) -> Path:
     return Path("runs", "-".join([*parts, f"s{config.seed}"]))
 
 
-def summary(config: TrainConfig, folder: Path, last: Step, validation: float | None, seconds: float) -> str:
-    """Return what is said at the end: outcome, losses, runtime, and where the checkpoints are."""
+def summary(config: TrainConfig, folder: Path, last: Step, validated: Step, seconds: float) -> str:
+    """Return what is said at the end: outcome, losses, runtime, and where the checkpoints are.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        last: its last step.
+        validated: the last one with a validation loss, if any had one.
+        seconds: what it took.
+    """
     count = len(save.checkpoints(folder))
     losses = [] if last.loss is None else [f"train loss {last.loss:.3f}"]
-    losses += [] if validation is None else [f"validation loss {validation:.3f}"]
+    if validated.validation is not None:
+        earlier = f" at step {validated.step}" if validated.step != last.step else ""
+        losses.append(f"validation loss {validated.validation:.3f}{earlier}")
     outcome = f"step {last.step} of {config.steps} in {seconds:.1f} s"
     if last.outcome != "ok":
         outcome += f", ended early: {last.outcome}"

@@ -55,6 +55,8 @@ def test_a_crash_is_a_result_unless_asked_otherwise(
     assert main([*crash, "--out", str(tmp_path / "a")]) == 0
     said = capsys.readouterr()
     assert "ended early" in said.out
+    assert ", validation loss 5." in said.out
+    assert " at step 0\n" in said.out, "a validation loss from long before the crash says so"
     assert "the run ends here" in said.err
     (evidence,) = (tmp_path / "a").glob("alarm-*")
     assert f"; see {evidence}" in said.err

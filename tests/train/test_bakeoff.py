@@ -29,6 +29,7 @@ def test_every_remedy_is_planned_at_every_rate_on_one_seed(tiny: TrainConfig, tm
     assert by_name["adamw+warmup"].warmup == round(0.2 * tiny.steps)
     assert by_name["sigma"].reparam == "sigma"
     assert by_name["qknorm"].qk_norm
+    assert bakeoff.about(["adamw", "adamw+warmup"], tiny) == "gpt, 12 steps, seed 0, warmup of 2 steps"
     (own,) = bakeoff.plan(dataclasses.replace(tiny, warmup=5), ["adamw+warmup"], [], tmp_path)
     assert own.config.warmup == 5
     for wrong in (["sgd"], []):
@@ -53,6 +54,7 @@ def test_a_comparison_writes_one_table_and_the_figure(tiny: TrainConfig, tmp_pat
     text = (tmp_path / "bakeoff.md").read_text(encoding="utf-8")
     assert text.count("\n| ") == 4
     assert "lr 0.003" in text
+    assert "12 steps, seed 0, τ 0.01 (" in text
     assert (tmp_path / "bakeoff.png").read_bytes().startswith(PNG)
     assert not list(tmp_path.glob(".*"))
 
