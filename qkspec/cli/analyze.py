@@ -1,5 +1,6 @@
 """``qkspec analyze``: measure every head of every checkpoint, judge them, print the summary, write the report."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -100,7 +101,8 @@ def show(report: "Report", output_format: OutputFormat) -> None:
 
         from qkspec.reports.table import render
 
-        render(report, Console(highlight=False))
+        plain = bool(os.environ.get("NO_COLOR"))  # rich would leave bold and dim
+        render(report, Console(highlight=False, force_terminal=False if plain else None))
         return
     if output_format is OutputFormat.JSON:
         from qkspec.reports.jsonfile import write

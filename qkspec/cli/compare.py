@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkspec.clean import clean
+from qkspec.cli.lines import columns, show
 from qkspec.cli.options import MODEL, VERDICT, WORK, Flags, Lines, NoProgress, Quiet, takes
 
 if TYPE_CHECKING:
     from qkspec.analysis import Report
     from qkspec.comparison import Comparison
 
+PAIR = 19  # columns of the terminal that a metric of both runs takes
 MAX_ROWS = 24  # steps shown; more are thinned
 COLUMNS = (
     ("sigma1", "median"),
@@ -65,8 +67,7 @@ def compare(
         json.dump(document(found), sys.stdout, indent=1, allow_nan=False)
         print()  # noqa: T201 - ends the last line
         return
-    for line in lines(found):
-        print(clean(line, 500))  # noqa: T201 - the command's result
+    show(clean(line, 500) for line in lines(found, columns()))
 
 
 def only_run(report: "Report", path: str) -> str:
@@ -109,8 +110,8 @@ def document(found: "Comparison") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lines(found: "Comparison") -> list[str]:
-    """Return a comparison as lines of text."""
+def lines(found: "Comparison", room: int | None = None) -> list[str]:
+    """Return a comparison as lines of text, its table no wider than ``room``."""
     a, b = found.a, found.b
     out = [f"A {a.name}: {_state(found, 'a')}", f"B {b.name}: {_state(found, 'b')}"]
     if not len(found.steps):
@@ -119,10 +120,11 @@ def lines(found: "Comparison") -> list[str]:
         out.append(f"they part for good at step {found.parted[0]} ({HEADINGS.get(found.parted[1], found.parted[1])})")
     chosen = {(t.metric, t.how): t for t in found.tracks}
     width = max(len(str(found.steps[-1])), 4)
+    shown = COLUMNS if room is None else COLUMNS[: max((room - width) // PAIR, 1)]
     out += ["", "medians over heads:"]
-    out.append(f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>5}" for metric, _ in COLUMNS))
+    out.append(f"{'step':>{width}}" + "".join(f"  {HEADINGS[metric] + ' A':>11} {'B':>5}" for metric, _ in shown))
     for i in _thinned(len(found.steps)):
-        cells = "".join(f"  {_cell(chosen[key].a[i]):>9} {_cell(chosen[key].b[i]):>7}" for key in COLUMNS)
+        cells = "".join(f"  {_cell(chosen[key].a[i]):>9} {_cell(chosen[key].b[i]):>7}" for key in shown)
         out.append(f"{found.steps[i]:>{width}}{cells}")
     changed = {pair: n for pair, n in found.verdicts.items() if pair[0] is not pair[1]}
     last = f"verdicts at step {found.steps[-1]}: {_pairs(changed) or 'the same for every head'}"

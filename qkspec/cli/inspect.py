@@ -1,12 +1,12 @@
 """``qkspec inspect``: what is in a checkpoint, from headers alone."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkspec.clean import clean
+from qkspec.cli.lines import show
 from qkspec.cli.options import LayoutFile, NumHeads, NumKvHeads, Paths, Revisions
 
 if TYPE_CHECKING:
@@ -143,4 +143,4 @@ def _print(run: dict[str, Any]) -> None:
 
 
 def _say(line: str) -> None:
-    print(line[: len(line) - len(line.lstrip())] + clean(line.lstrip(), 1000), file=sys.stdout)  # noqa: T201 - the result
+    show([line[: len(line) - len(line.lstrip())] + clean(line.lstrip(), 1000)])

@@ -7,18 +7,22 @@ WIDEST = 120  # columns used of a wider terminal; longer lines are hard to read
 NARROWEST = 20
 
 
-def fitted(line: str, hang: int = 2) -> str:
-    """Return a line broken to the terminal's width, its further lines indented; whole where stdout is no terminal."""
+def columns() -> int | None:
+    """Return how wide lines may be; None where stdout is no terminal, and lines stay whole."""
     from shutil import get_terminal_size
+
+    return max(min(get_terminal_size().columns, WIDEST), NARROWEST) if sys.stdout.isatty() else None
+
+
+def fitted(line: str, hang: int = 2) -> str:
+    """Return a line broken to the terminal's width, its further lines indented by ``hang`` more."""
     from textwrap import fill
 
-    text = plain(line)
-    if not sys.stdout.isatty():
+    text, width = plain(line), columns()
+    if width is None or len(text) <= width:
         return text
-    width = max(min(get_terminal_size().columns, WIDEST), NARROWEST)
-    if len(text) <= width:
-        return text
-    return fill(text, width, subsequent_indent=" " * min(hang, width // 3), break_on_hyphens=False)
+    indent = len(text) - len(text.lstrip())
+    return fill(text, width, subsequent_indent=" " * min(indent + hang, width // 3), break_on_hyphens=False)
 
 
 def plain(text: str) -> str:

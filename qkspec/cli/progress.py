@@ -57,11 +57,16 @@ def barred(results: Iterable[Item], total: int) -> Iterator[Item]:
         TextColumn("{task.description}"),
     )
     started = monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=total)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    task = bar.add_task("", total=total)
+    try:
         for result in results:
             name = str(getattr(getattr(result, "facts", result), "name", ""))
             bar.update(task, advance=1, description=Text(clean(name, 40)).plain.replace("[", "(").replace("]", ")"))
             if monotonic() - started > SHOW_AFTER_SECONDS:
+                bar.start()  # not before: it draws at once
                 bar.refresh()
             yield result
+    finally:
+        if bar.live.is_started:
+            bar.stop()

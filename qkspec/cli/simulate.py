@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from qkspec.cli.lines import columns, show
+from qkspec.cli.options import Lines
 
 if TYPE_CHECKING:
     from qkspec.simulate import Mode
@@ -17,13 +19,6 @@ SHOWN = (
     "sigma1", "effective_rank", "sec_4", "trace", "logit_std", "freezing_ratio", "mean_diagonal", "predicted_entropy",
     "predicted_rank", "predicted_diagonal", "predicted_columns",
 )  # fmt: skip
-
-
-class Lines(StrEnum):
-    """What ``--format`` takes."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def simulate(
@@ -56,21 +51,26 @@ def simulate(
         json.dump({"schema": 1, "modes": documents}, sys.stdout, indent=1, allow_nan=False)
         print()  # noqa: T201 - ends the last line
         return
-    for line in lines(modes):
-        print(line)  # noqa: T201 - the command's result
+    show(lines(modes, columns()))
 
 
-def lines(modes: Sequence["Mode"]) -> list[str]:
-    """Return the maps, the indices and the verdicts as lines of text."""
+def lines(modes: Sequence["Mode"], room: int | None) -> list[str]:
+    """Return the maps, the indices and the verdicts as lines of text, as many modes beside each other as fit."""
+    beside = len(modes) if room is None else max(min((room + 2) // (ACROSS + 2), len(modes)), 1)
+    out = []
+    for start in range(0, len(modes), beside):
+        out += [*_side_by_side(modes[start : start + beside]), ""]
+    return out + [f"{mode.name}: {mode.verdict.meaning}" for mode in modes]
+
+
+def _side_by_side(modes: Sequence["Mode"]) -> list[str]:
     shades = " ░▒▓█" if (sys.stdout.encoding or "").lower().startswith("utf") else " .:*#"
     out = ["  ".join(f"{mode.name:{ACROSS}}" for mode in modes)]
     drawn = [shaded(mode, shades) for mode in modes]
     out += ["  ".join(row) for row in zip(*drawn, strict=True)]
     out += ["", f"{'':20}" + "".join(f"{mode.name:>14}" for mode in modes)]
     out += [f"{name:20}" + "".join(f"{mode.values[name]:>14.4g}" for mode in modes) for name in SHOWN]
-    out += [f"{'verdict':20}" + "".join(f"{mode.verdict.value:>14}" for mode in modes), ""]
-    out += [f"{mode.name}: {mode.verdict.meaning}" for mode in modes]
-    return out
+    return [*out, f"{'verdict':20}" + "".join(f"{mode.verdict.value:>14}" for mode in modes)]
 
 
 def shaded(mode: "Mode", shades: str) -> list[str]:

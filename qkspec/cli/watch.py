@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkspec.clean import clean
+from qkspec.cli.lines import show
 from qkspec.cli.options import MODEL, VERDICT, WORK, Flags, Lines, takes
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ def watch(
             said = moment
             continue
         facts = facts_of(moment)
-        line = json.dumps(facts, allow_nan=False) if output_format is Lines.JSON else sentence(moment, facts)
-        print(line, flush=True)  # noqa: T201 - the command's result
+        if output_format is Lines.JSON:
+            print(json.dumps(facts, allow_nan=False), flush=True)  # noqa: T201 - the command's result
+        else:
+            show([sentence(moment, facts)])
         if moment.alarming:
             _ring(command, facts)
         if moment.verdict in stops:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from qkspec.theorem import Verdict
 
+PALE = ("yellow", "white")  # letters in these are lost on a light ground
+
 
 @dataclass(frozen=True)
 class Look:
@@ -27,9 +29,9 @@ class Look:
 
     @property
     def word(self) -> str:
-        """The rich style of the verdict as a word in a line: the map's ground as the letters' colour."""
+        """The rich style of the verdict as a word in a line: the map's ground as its letters' colour, if that shows."""
         ground = self.terminal.partition(" on ")[2]
-        return f"bold {ground}" if ground else self.terminal
+        return f"bold {ground}" if ground not in ("", *PALE) else self.terminal
 
 
 LOOKS = {

@@ -182,10 +182,10 @@ def _notes(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
 def _skips(skipped: dict[str, str], glyphs: Glyphs, width: int, indent: int) -> Iterator[Text]:
     for name, reason in list(skipped.items())[:SKIPPED]:
         text = reason if reason.startswith(name) else f"{name}: {reason}"
-        yield from _wrap(Text(glyphs.name(f"skipped: {text}", 500), "yellow"), width, indent=indent, hang=9)
+        yield from _wrap(Text(glyphs.name(f"skipped: {text}", 500), "bold"), width, indent=indent, hang=9)
     if len(skipped) > SKIPPED:
         more = f"… and {len(skipped) - SKIPPED} more skipped; report.json lists them (-o DIR)"
-        yield from _wrap(Text(glyphs.say(more), "yellow"), width, indent=indent, hang=2)
+        yield from _wrap(Text(glyphs.say(more), "bold"), width, indent=indent, hang=2)
 
 
 def _strays(report: Report, runs: list[RunView], glyphs: Glyphs, width: int) -> Iterator[Text]:
