@@ -188,6 +188,13 @@ def latent_scale(config: Config, d_q: int, layer: int) -> float:
     return scale * _mscale(factor, all_dim) ** 2 if all_dim and factor else scale
 
 
+def deepseek_scale(config: Config, d_q: int, layer: int) -> float:
+    """Return the scale of DeepSeek's own code, whose settings have defaults: a context stretched forty times."""
+    longest, trained = number(config, "max_seq_len") or 16384, number(config, "original_seq_len") or 4096
+    factor, weight = number(config, "rope_factor") or 40.0, number(config, "mscale") or 1.0
+    return inverse_root(config, d_q, layer) * (_mscale(factor, weight) ** 2 if longest > trained else 1.0)
+
+
 def _mscale(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 

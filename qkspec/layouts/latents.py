@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from qkspec.layouts.decoders import SINK, SPARSE
-from qkspec.layouts.facts import latent_scale
+from qkspec.layouts.facts import deepseek_scale, latent_scale
 from qkspec.layouts.layout import InputNorm, Latent, Layout, QKNormAt, RotaryRule, Separate
 
 # A row is read across, not down.
@@ -56,6 +56,8 @@ LATENTS = (
     *(replace(DEEPSEEK, name="mistral_large4", model_types=("mistral_large4_text",), weights=weights, remarks=SPARSE,
         norm=norm, unknown=("factor of each head, which is learned and grows with the position", NO_LOGITS))
         for weights, norm in ((MLA, RMS), (MISTRAL, InputNorm("layers.{}.attention_norm", "rms")))),
+    replace(DEEPSEEK, name="deepseek (original)", model_types=(), weights=SHORT, by_name=True,
+        norm=InputNorm("layers.{}.attn_norm", "rms"), scale=deepseek_scale),
     # queries are a product, keys are not
     *(Layout("deepseek_v4", ("deepseek_v4",),
         Separate(f"{at}.{q}", f"{at}.{k}", q_a=f"{at}.{q_a}", q_norm=f"{at}.{norm}"),

@@ -204,6 +204,7 @@ class Layout:
         softmax: False for linear attention.
         linear: pattern of a tensor that only those modules have that use linear attention, where a model mixes both.
         by_name: whether the names alone prove the layout, so that it also reads files without a model_type.
+        proof: the name of a tensor without which names do not prove the layout.
         unlisted: whether it reads this pair of names anywhere, where no other row does.
         remarks: what a reader of the logits must know.
         unknown: what the weights cannot tell about the logits.
@@ -238,6 +239,7 @@ class Layout:
     softmax: bool = True
     linear: str | None = None
     by_name: bool = False
+    proof: str = ""
     unlisted: bool = False
     remarks: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()

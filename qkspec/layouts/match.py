@@ -138,7 +138,8 @@ def candidates(
     typed = [
         (row, part) for part in parts for row in rows if part.model_type in row.model_types and holds(row, part.config)
     ]
-    return typed + [(row, part) for part in parts for row in rows if row.unlisted or (row.by_name and not typed)]
+    by_name = [row for row in rows if row.unlisted or (row.by_name and not typed)]
+    return typed + [(row, part) for part in parts for row in by_name if holds(row, part.config)]
 
 
 def _counts_heads(row: Layout, config: Config) -> bool:
@@ -173,6 +174,8 @@ def claims(
                 len(row.patterns()[0]),
                 -len(scope.kinds),
             )
+            if score[0] < 0:
+                continue
             held = best.get(claim.anchor)
             if held is None or score > held[0]:
                 best[claim.anchor] = (score, [claim])
@@ -188,6 +191,8 @@ def _proof(claim: Claim, names: Mapping[str, None]) -> int:
         return 3
     if row.unlisted:
         return 1
+    if row.proof and not {fill(row.proof, claim.numbers), claim.prefix + fill(row.proof, claim.numbers)} & names.keys():
+        return -1
     beside = row.norm is None or not row.norm.at or f"{claim.prefix}{fill(row.norm.at, claim.numbers)}.weight" in names
     return 2 if beside or not row.model_types else 0
 

@@ -7,11 +7,12 @@ from functools import cached_property
 from qkspec.checkpoints.store import Store
 from qkspec.errors import LayoutError
 from qkspec.layouts.heads import Given, Heads, count, given, group_count, matrix_shape, settle
-from qkspec.layouts.layout import Config, Latent, Layout
+from qkspec.layouts.layout import Config, Latent, Layout, Separate
 from qkspec.layouts.match import Claim, side
 from qkspec.layouts.roles import count_of_heads, is_latent, norm_like, roles, strangers, weights
 from qkspec.layouts.unlisted import CROSS
 
+LOGITS = "input norm"
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
 
@@ -110,7 +111,8 @@ class Finder:
         if heads is None and row.head_width is not None:
             keys = row.head_width if isinstance(row.head_width, int) else (row.head_width,)
             width = count(claim.scope.config, keys, claim.numbers)
-            heads = shapes[0][1] // width if width and shapes[0][1] % width == 0 else None
+            wide = shapes[0][0 if isinstance(row.weights, Separate) else 1]  # a head's share of the queries' rows
+            heads = wide // width if width and wide % width == 0 else None
         kv_heads = heads if row.kv_heads == () else stated.kv_heads or self.kv_heads
         return settle(row, Given(heads, kv_heads, stated.head_dim), shapes, claim.path)
 
@@ -145,7 +147,8 @@ class Finder:
             remarks=row.remarks,
             unknown=row.unknown
             + guessed
-            + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1]),
+            # a norm of q and k that is not followed leaves no logit known, as an unknown input norm does
+            + tuple(line for name in odd[:1] for line in (f"{name}, which the {row.name} layout does not know", LOGITS)),
         )
 
     def _matrix(self, name: str, claim: Claim) -> tuple[int, ...]:

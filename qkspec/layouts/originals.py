@@ -35,6 +35,30 @@ WHISPER = Layout(
     heads=("n_audio_head",), kv_heads=(), full=True, by_name=True, norm=InputNorm("encoder.blocks.{}.attn_ln"),
 )
 
+MEGATRON_CORE = Layout(
+    "megatron-core", (), Fused("decoder.layers.{}.self_attention.linear_qkv", units=None), by_name=True, causal=True,
+    norm=InputNorm("decoder.layers.{}.self_attention.linear_qkv.layer_norm", "auto",
+        instead="decoder.layers.{}.input_layernorm"),
+    qk_norm=QKNormAt("decoder.layers.{}.self_attention.q_layernorm", "decoder.layers.{}.self_attention.k_layernorm",
+        "auto"),
+    unknown=("rotary position, of which the file says nothing",),
+)
+# Where the run's arguments are beside the weights, they tell the rest; gains may be stored minus one.
+MEGATRON = (
+    MEGATRON_CORE,
+    *(
+        replace(MEGATRON_CORE, model_types=("megatron-core",), by_name=False, unknown=(),
+            norm=replace(MEGATRON_CORE.norm, offset=float(minus_one)),
+            qk_norm=replace(MEGATRON_CORE.qk_norm, offset=float(minus_one)),
+            rotary=RotaryRule("adjacent" if adjacent else "halves", flag=("position_embedding_type", "rope")),
+            when={"position_embedding_type": ("rope", "learned_absolute", "none"), "apply_layernorm_1p": minus_one,
+                "rotary_interleaved": adjacent})
+        for minus_one in (False, True) for adjacent in (False, True)
+    ),
+)
+UNSAID = ("rotary position and mask, of which the file says nothing",)
+WIDE = ("heads are 64 wide, as that code has it, unless --num-heads says how many there are",)
+
 ORIGINALS = (
     Layout("nanogpt", ("nanogpt",), Fused("h.{}.attn.c_attn"), full=True, kv_heads=(), head_dim=(),
         norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True),
@@ -57,11 +81,29 @@ ORIGINALS = (
         k_norm=InputNorm("encoder.ln_post", last=True)),
     Layout("llama (original)", (), Separate("layers.{}.attention.wq", "layers.{}.attention.wk"), by_name=True,
         causal=True, norm=InputNorm("layers.{}.attention_norm", "rms"), rotary=RotaryRule("adjacent")),
-    Layout("megatron-core", (), Fused("decoder.layers.{}.self_attention.linear_qkv", units=None), by_name=True,
-        causal=True, norm=InputNorm("decoder.layers.{}.self_attention.linear_qkv.layer_norm", "auto",
-        instead="decoder.layers.{}.input_layernorm"), qk_norm=QKNormAt("decoder.layers.{}.self_attention.q_layernorm",
-        "decoder.layers.{}.self_attention.k_layernorm", "auto"),
-        unknown=("rotary position, of which the file says nothing",)),
+    *MEGATRON,
+    # transformer.blocks.0.att_proj: OLMo 1 without gains, with gains, OLMo 2 with norms behind its blocks
+    *(Layout("olmo (original)", ("hf_olmo",), Fused("blocks.{}.att_proj"), by_name=True, causal=True, when=when, full=True,
+        norm=norm, qk_norm=QKNormAt("blocks.{}.q_norm", "blocks.{}.k_norm", "auto", per_head=False),
+        rotary=RotaryRule(flag=("rope", True)), clamp="clip_qkv")
+        for when, norm in (
+        ({"norm_after": False, "layer_norm_with_affine": (False,)}, InputNorm(None, "layer")),
+        ({"norm_after": False, "layer_norm_with_affine": (True, None)}, InputNorm("blocks.{}.attn_norm", "auto")),
+        ({"norm_after": True}, RAW))),
+    Layout("gemma (original)", (), Fused("layers.{}.self_attn.qkv_proj"), by_name=True, causal=True,
+        proof="embedder.weight", norm=InputNorm("layers.{}.input_layernorm", "rms", 1.0), rotary=RotaryRule(),
+        qk_norm=QKNormAt("layers.{}.self_attn.query_norm", "layers.{}.self_attn.key_norm", offset=1.0),
+        unknown=("soft cap and scale, where they are Gemma 2's or 3's",)),
+    Layout("gpt-neox (original)", (), Fused("sequential.{}.attention.query_key_value", units=None), kv_heads=(),
+        full=True, by_name=True, causal=True, norm=InputNorm("sequential.{}.input_layernorm", "auto"), unknown=UNSAID),
+    *(Layout("litgpt", (), Fused(f"h.{{}}.attn.{qkv}", units=units), by_name=True, proof="h.{}.norm_1.weight",
+        causal=True, norm=InputNorm("h.{}.norm_1", "auto"), unknown=UNSAID,
+        qk_norm=QKNormAt("h.{}.attn.norm_q", "h.{}.attn.norm_k")) for qkv, units in (("qkv", 1), ("attn", None))),
+    Layout("torchtune", (), Separate("layers.{}.attn.q_proj", "layers.{}.attn.k_proj"), by_name=True, causal=True,
+        proof="layers.{}.sa_norm.scale", norm=InputNorm("layers.{}.sa_norm", "rms"), unknown=UNSAID,
+        qk_norm=QKNormAt("layers.{}.attn.q_norm", "layers.{}.attn.k_norm")),
+    *(Layout("x-transformers", (), Separate("layers.{}.1.to_q", "layers.{}.1.to_k"), by_name=True, head_width=64,
+        proof=f"layers.{{}}.0.0.{gain}", remarks=WIDE, unknown=UNSAID) for gain in ("gamma", "g")),  # gain, or gain - 1
     Layout("transformer_lens", (), Separate("blocks.{}.attn.W_Q", "blocks.{}.attn.W_K", heads_first=True), by_name=True,
         causal=True, biases=("blocks.{}.attn.b_Q", "blocks.{}.attn.b_K"), norm=InputNorm("blocks.{}.ln1", "auto")),
 )
