@@ -180,7 +180,7 @@ class AdamW2(torch.optim.AdamW):
         if capturing and not all(group["capturable"] for group in self.param_groups):
             raise UsageError("a CUDA graph needs every count on the device: make AdamW2 with capturable=True")
         scaler = {n: v for n in ("grad_scale", "found_inf") if (v := getattr(self, n, None)) is not None}
-        plan = self._plan_step()
+        plan = self._plan_step(capturing=capturing)
         for group, params in plan.free:
             plain_adamw([local(p).detach() for p in params], [moments(p, self.state[p]) for p in params], group, scaler)
         self._records = []
@@ -236,10 +236,14 @@ class AdamW2(torch.optim.AdamW):
                 members.append((Member(p, len(members), shown, cuts, group), role.kind))
         return members
 
-    def _plan_step(self) -> _Plan:
-        """Return the plan of a step; it is made anew when it no longer holds."""
+    def _plan_step(self, *, capturing: bool = False) -> _Plan:
+        """Return the plan of a step; it is made anew when it no longer holds, which a CUDA graph cannot capture."""
         present = tuple(id(p) for group in self.param_groups for p in group["params"] if p.grad is not None)
         if self._plan is None or not self._plan.holds(present, self.state):
+            if capturing:
+                raise UsageError(
+                    "take a step with these gradients before a CUDA graph captures one: AdamW2 plans in it"
+                )
             members = [member for member, _ in self._members() if member.param.grad is not None]
             for member in members:
                 self._prepare(member)

@@ -99,6 +99,13 @@ def test_a_graph_without_capturable_is_refused():
         opt.step()
 
 
+def test_a_graph_of_the_first_step_is_refused():
+    opt = AdamW2(small().items(), capturable=True)
+    torch.cuda.synchronize()
+    with pytest.raises(Exception, match="before a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        opt.step()
+
+
 @pytest.mark.parametrize("options", [{}, {"certified": True}, {"eps_mode": "inside"}, {"batched": False}])
 def test_gpu_and_cpu_agree(options):
     there = small()
