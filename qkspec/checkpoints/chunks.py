@@ -28,7 +28,8 @@ _MAX_STEPS = 12_000_000  # of the pickle, beside those that build chunks
 Boxes = np.ndarray[Any, np.dtype[np.int64]]
 Columns = tuple[int, "array[int]"]  # how many numbers a row has, and all rows
 _HOME = "torch.distributed.checkpoint.metadata"
-_HANDLERS = {**PLAIN, f"{_HOME}._MEM_FORMAT_ENCODING": keep(f"{_HOME}._MEM_FORMAT_ENCODING")}
+_ENUMERATIONS = (f"{_HOME}._MEM_FORMAT_ENCODING", "torch.distributed.checkpoint.planner.WriteItemType")
+_HANDLERS = {**PLAIN, **{path: keep(path) for path in _ENUMERATIONS}}
 _NOWHERE: Columns = (3, array("q"))
 
 
@@ -77,6 +78,8 @@ class Metadata:
                 "_StorageInfo": self._storage,
                 "ChunkStorageMetadata": lambda state: (state["offsets"], state["sizes"]),
                 "TensorStorageMetadata": self._sharded,
+                "SavePlan": lambda _: None,  # Megatron-core keeps each rank's for its next save
+                "WriteItem": lambda _: None,
             },
             sinks={"MetadataIndex": self._place},
             limit=_MAX_STEPS,

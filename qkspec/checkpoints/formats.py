@@ -172,8 +172,10 @@ def _find_dcp(folder: Folder) -> tuple[str, ...]:
 
 def _open_dcp(folder: Folder, files: tuple[str, ...]) -> Opened:
     from qkspec.checkpoints.dcp import DcpStore
+    from qkspec.checkpoints.megatron import read_common
 
-    return Opened(DcpStore(folder, files[0]), {})
+    config, step = read_common(folder)
+    return Opened(DcpStore(folder, files[0]), config, bool(config), step)
 
 
 # How files begin that people point us at, what they are, and what to do instead.

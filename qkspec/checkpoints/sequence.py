@@ -17,7 +17,7 @@ from pathlib import PurePath
 from qkspec.checkpoints import hub, remote
 from qkspec.checkpoints.config import read_step
 from qkspec.checkpoints.files import Folder, LocalFolder
-from qkspec.checkpoints.formats import find_place, peek_step, weight_files
+from qkspec.checkpoints.formats import METADATA, find_place, peek_step, weight_files
 from qkspec.checkpoints.names import is_generic, is_temporary, natural, says_step, stem_of, step_of
 from qkspec.checkpoints.source import Run, Source, place_below
 from qkspec.checkpoints.store import Checkpoint
@@ -232,7 +232,7 @@ def _folder_source(folder: Folder, name: str) -> Source:
     step = read_step(folder) if _listable(folder) else None
     own = _own_files(folder) or () if _listable(folder) else ()
     step = step_of(name) if step is None else step
-    if step is None and len(own) == 1 and not is_generic(stem_of(own[0])):
+    if step is None and len(own) == 1 and own[0] != METADATA and not is_generic(stem_of(own[0])):
         name, step = stem_of(own[0]), step_of(own[0])
     return Source(name, folder.path, step, folder)
 

@@ -81,10 +81,11 @@ class TorchFile:
     Args:
         blob: the file.
         limit: bytes that its pickle may have.
+        handlers: what stands in for the calls that it may make; torch's own by default.
     """
 
-    def __init__(self, blob: Blob, limit: int = MAX_PICKLE) -> None:
-        self.blob, self._limit = blob, limit
+    def __init__(self, blob: Blob, limit: int = MAX_PICKLE, handlers: Handlers | None = None) -> None:
+        self.blob, self._limit, self._handlers = blob, limit, handlers or HANDLERS
         self._windows: dict[str, Window] = {}
         self._archive: Archive | None = None
         if bytes(blob.read(0, min(4, blob.size))) == ZIP:
@@ -103,7 +104,7 @@ class TorchFile:
         window = archive.window("data.pkl")
         if window.size > self._limit:
             _refuse(self.blob, f"its pickle is {window.size} bytes, more than {self._limit}; save only the weights")
-        return Reader(self.blob.path, HANDLERS, _storage).load(window.read(0, window.size))
+        return Reader(self.blob.path, self._handlers, _storage).load(window.read(0, window.size))
 
     def _open_legacy(self) -> Any:
         data = self.blob.read(0, min(self._limit, self.blob.size))
@@ -115,7 +116,7 @@ class TorchFile:
                 counts[value.key] = value
             return value
 
-        reader = Reader(self.blob.path, HANDLERS, persistent)
+        reader = Reader(self.blob.path, self._handlers, persistent)
         reader.load(data, len(LEGACY))  # the protocol's version
         system = reader.load(data, reader.end)
         if isinstance(system, dict) and system.get("little_endian") is False:
