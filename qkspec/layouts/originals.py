@@ -35,27 +35,25 @@ WHISPER = Layout(
     heads=("n_audio_head",), kv_heads=(), full=True, by_name=True, norm=InputNorm("encoder.blocks.{}.attn_ln"),
 )
 
-MEGATRON_CORE = Layout(
+MEGATRON_NORM = InputNorm("decoder.layers.{}.self_attention.linear_qkv.layer_norm", "auto",
+    instead="decoder.layers.{}.input_layernorm")
+MEGATRON_QK_NORM = QKNormAt("decoder.layers.{}.self_attention.q_layernorm",
+    "decoder.layers.{}.self_attention.k_layernorm", "auto")
+MEGATRON = Layout(
     "megatron-core", (), Fused("decoder.layers.{}.self_attention.linear_qkv", units=None), by_name=True, causal=True,
-    norm=InputNorm("decoder.layers.{}.self_attention.linear_qkv.layer_norm", "auto",
-        instead="decoder.layers.{}.input_layernorm"),
-    qk_norm=QKNormAt("decoder.layers.{}.self_attention.q_layernorm", "decoder.layers.{}.self_attention.k_layernorm",
-        "auto"),
-    unknown=("rotary position, of which the file says nothing",),
+    norm=MEGATRON_NORM, qk_norm=MEGATRON_QK_NORM, unknown=("rotary position, of which the file says nothing",),
 )
-# Where the run's arguments are beside the weights, they tell the rest; gains may be stored minus one.
-MEGATRON = (
-    MEGATRON_CORE,
-    *(
-        replace(MEGATRON_CORE, model_types=("megatron-core",), by_name=False, unknown=(),
-            norm=replace(MEGATRON_CORE.norm, offset=float(minus_one)),
-            qk_norm=replace(MEGATRON_CORE.qk_norm, offset=float(minus_one)),
-            rotary=RotaryRule("adjacent" if adjacent else "halves", flag=("position_embedding_type", "rope")),
-            when={"position_embedding_type": ("rope", "learned_absolute", "none"), "apply_layernorm_1p": minus_one,
-                "rotary_interleaved": adjacent})
-        for minus_one in (False, True) for adjacent in (False, True)
-    ),
+# Where the run's arguments lie beside the weights, they tell the rest; gains may be stored minus one.
+MEGATRON_TOLD = tuple(
+    replace(MEGATRON, model_types=("megatron-core",), by_name=False, unknown=(),
+        norm=replace(MEGATRON_NORM, offset=float(minus_one)),
+        qk_norm=replace(MEGATRON_QK_NORM, offset=float(minus_one)),
+        rotary=RotaryRule("adjacent" if adjacent else "halves", flag=("position_embedding_type", "rope")),
+        when={"position_embedding_type": ("rope", "learned_absolute", "none"), "apply_layernorm_1p": minus_one,
+            "rotary_interleaved": adjacent})
+    for minus_one in (False, True) for adjacent in (False, True)
 )
+
 UNSAID = ("rotary position and mask, of which the file says nothing",)
 WIDE = ("heads are 64 wide, as that code has it, unless --num-heads says how many there are",)
 
@@ -81,7 +79,8 @@ ORIGINALS = (
         k_norm=InputNorm("encoder.ln_post", last=True)),
     Layout("llama (original)", (), Separate("layers.{}.attention.wq", "layers.{}.attention.wk"), by_name=True,
         causal=True, norm=InputNorm("layers.{}.attention_norm", "rms"), rotary=RotaryRule("adjacent")),
-    *MEGATRON,
+    MEGATRON,
+    *MEGATRON_TOLD,
     # transformer.blocks.0.att_proj: OLMo 1 without gains, with gains, OLMo 2 with norms behind its blocks
     *(Layout("olmo (original)", ("hf_olmo",), Fused("blocks.{}.att_proj"), by_name=True, causal=True, when=when, full=True,
         norm=norm, qk_norm=QKNormAt("blocks.{}.q_norm", "blocks.{}.k_norm", "auto", per_head=False),
