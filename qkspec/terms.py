@@ -4,6 +4,7 @@ Queries and keys come from the layouts. The other weights are found by the names
 the block of the attention module; what is not found there is missing, never guessed.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -99,14 +100,15 @@ def norm(*factors: Array) -> float:
     Small ones by a Gram matrix; large ones by Lanczos iteration from a fixed start, to 1e-9 relative.
     """
     parts = [np.asarray(factor, dtype=np.float64) for factor in factors]
-    if not all(np.isfinite(part).all() for part in parts):
+    # A matrix is large: NaN passes through max() and min(), and neither makes another of its size, as abs() would.
+    tops = [max(float(part.max(initial=0.0)), -float(part.min(initial=0.0))) for part in parts]
+    if not all(map(math.isfinite, tops)):
         return float("nan")
     size = 1.0
-    for i, part in enumerate(parts):
-        largest = float(np.abs(part).max(initial=0.0))
+    for i, largest in enumerate(tops):
         if largest == 0.0:
             return 0.0
-        parts[i], size = part / largest, size * largest
+        parts[i], size = parts[i] / largest, size * largest
     if len(parts) == 1 and min(parts[0].shape) <= DENSE:
         w = parts[0] if parts[0].shape[0] <= parts[0].shape[1] else parts[0].T
         return size * float(np.sqrt(max(np.linalg.eigvalsh(w @ w.T)[-1], 0.0)))
