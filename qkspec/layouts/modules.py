@@ -152,7 +152,10 @@ class Finder:
         )
 
     def _matrix(self, name: str, claim: Claim) -> tuple[int, ...]:
-        rows, d = matrix_shape(self.store.shape(self.names[name]), claim.row)
+        shape = self.store.shape(self.names[name])
+        rows, d = matrix_shape(shape, claim.row)
+        if claim.row.unlisted and len(shape) > 2 and rows != d:
+            raise LayoutError(f"{name} is a convolution of {shape}, whose groups nobody tells; write a --layout")
         groups = getattr(claim.row.weights, "groups", None)
         return rows, d * group_count(claim.scope.config, groups, is_key=name != claim.anchor)
 

@@ -59,7 +59,7 @@ WIDE = ("heads are 64 wide, as that code has it, unless --num-heads says how man
 
 ORIGINALS = (
     Layout("nanogpt", ("nanogpt",), Fused("h.{}.attn.c_attn"), full=True, kv_heads=(), head_dim=(),
-        norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True),
+        norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True, when={"model_type": (None, "nanogpt")}),
     TIMM,
     replace(TIMM, norm=InputNorm("blocks.{}.norm2", "auto", first=""), when={"norm_position": "post"}),
     PYRAMID,
