@@ -5,6 +5,7 @@ Nothing is downloaded to disk. fsspec and its backends come with the extra ``qks
 URL is opened, never before.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -241,6 +242,8 @@ def _filesystem(protocol: str) -> Any:
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_READ)}
         elif protocol == "s3":
             options["config_kwargs"] = {"connect_timeout": _CONNECT, "read_timeout": _READ, "max_pool_connections": 4}
+        elif protocol in ("gs", "gcs"):
+            logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every request of a user without an account
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise UsageError(
@@ -282,7 +285,7 @@ def _attempt(url: str, action: Callable[[], T]) -> T:
             if isinstance(cause, FileNotFoundError):
                 raise _MissingError(f"{url}: does not exist; check the URL") from error
             if pause is None or _is_final(cause):
-                raise CheckpointError(f"{url}: {_reason(cause)}") from error
+                raise CheckpointError(f"{url}: {_reason(cause, _protocol(url))}") from error
             time.sleep(pause)
     raise AssertionError
 
@@ -296,18 +299,29 @@ def _cause(error: Exception) -> Exception:
 
 
 def _status(error: Exception) -> object:
-    return getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status or getattr(error, "code", None)  # gcsfs
 
 
 def _is_final(error: Exception) -> bool:
     status = _status(error)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return refused or isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "ValueError")
+    return refused or isinstance(error, _FINAL) or _is_closed(error) or type(error).__name__ == "ValueError"
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
-        return "access was refused; set the credentials of its service (or FSSPEC_S3_ANON=true for a public bucket)"
+def _is_closed(error: Exception) -> bool:
+    """Say whether a server refuses this user; gcsfs says so in the text alone."""
+    told = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
+    return told or type(error).__name__ == "NoCredentialsError" or _status(error) in (401, 403)
+
+
+_PUBLIC = {"s3": "FSSPEC_S3_ANON=true", "gs": "FSSPEC_GS_TOKEN=anon", "gcs": "FSSPEC_GCS_TOKEN=anon"}
+
+
+def _reason(error: Exception, protocol: str) -> str:
+    if _is_closed(error):
+        public = f" (or {_PUBLIC[protocol]} for a public bucket)" if protocol in _PUBLIC else ""
+        return f"access was refused; set the credentials of its service{public}"
     if "range requests" in str(error):
         return "the server does not offer byte ranges; download it and give the file"
     text = " ".join(str(error).split())[:160] or type(error).__name__
