@@ -1,6 +1,7 @@
 """Find the attention modules of a checkpoint from its headers, and read them one at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 
 from qkspec.checkpoints.names import natural
 from qkspec.checkpoints.store import Checkpoint
@@ -8,7 +9,7 @@ from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
 from qkspec.layouts.facts import borrows_keys
 from qkspec.layouts.families import FAMILIES
-from qkspec.layouts.keyless import BORROWED, NO_SOFTMAX, OTHERWISE, TOKENS, without_keys
+from qkspec.layouts.keyless import APART, BORROWED, INDEXER, NO_SOFTMAX, OTHERWISE, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
@@ -82,12 +83,13 @@ def plan(
             and not COPIES.search(name)
         ):
             skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name))
-    return Plan(
-        " + ".join(dict.fromkeys(module.row.name for module in modules)),
-        modules,
-        skipped,
-        tuple(dict.fromkeys(filter(None, guesses.values()))),
-    )
+    remarks = tuple(dict.fromkeys(filter(None, guesses.values())))
+    known = {claim.scope.model_type for claim in chosen if claim.called}
+    if known:
+        strange = {rivals[0].path for rivals in found.values() if rivals[0].scope.model_type not in known}
+        skipped, apart = _apart(skipped, reasons, strange)
+        remarks += apart
+    return Plan(" + ".join(dict.fromkeys(module.row.name for module in modules)), modules, skipped, remarks)
 
 
 def attention_layers(
@@ -188,9 +190,28 @@ def _settled(finder: Finder, rivals: list[Claim]) -> Claim:
     return fits[0]
 
 
+def _apart(
+    skipped: Mapping[str, str], reasons: Mapping[str, str], strange: Collection[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return what is left to skip of a model that the table knows, and remarks on its modules without a spectrum.
+
+    Such modules are part of the architecture (every hybrid has them), so they are no gap in what was measured. In
+    ``strange`` parts, which no row reads, that is a guess, and they stay skipped.
+    """
+    told = []
+    for why in APART:
+        paths = {path for path, reason in (*skipped.items(), *reasons.items()) if reason == why} - set(strange)
+        outer = sorted((path for path in paths if path.rpartition(".")[0] not in paths), key=natural)
+        if outer:
+            told.append(f"{len(outer)} of its modules ({outer[0]}{', …' if len(outer) > 1 else ''}): {why}")
+    return {path: why for path, why in skipped.items() if why not in APART or path in strange}, tuple(told)
+
+
 def _why_unread(name: str) -> str:
     if "linear_attn" in name or "mamba" in name:
         return NO_SOFTMAX
+    if ".indexer." in name:
+        return INDEXER
     return TOKENS if name.rpartition(".")[2] == "query" else f"no layout reads {name}"
 
 

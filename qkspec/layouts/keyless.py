@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
 BORROWED = "its keys are those that a layer before it made of other inputs: no W_q'W_k of its own"
+INDEXER = "an indexer, which chooses tokens for another module: its scores pass no softmax"
+APART = (NO_SOFTMAX, BORROWED, INDEXER)
 TOKENS = "a parameter that is called query: learned tokens, and no projection"
 
 # How a tensor's name ends ▸ why its module has no spectrum.
@@ -17,6 +19,7 @@ KEYLESS = {
     "k_sconv.weight": "a short convolution makes each key of several tokens, so that no one matrix makes a logit",
     "qkv_proj.convolution.weight": "linear attention: one number a token stands in for its query, and meets no key",
 }
+KEYLESS["self_attn.output_gate.weight"] = NO_SOFTMAX  # MiniMax's lightning attention
 KEYLESS |= dict.fromkeys(("k_sconv.static_weight", "k_sconv.static_w"), KEYLESS["k_sconv.weight"])
 # Model types that attend in another way under the same names.
 OTHERWISE = {"autoformer": "autocorrelation: a query meets keys shifted in time, so no logit is a query times a key"}
