@@ -243,7 +243,8 @@ def forecast(steps: Steps, values: F64, limit: float) -> Forecast:
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.log(values[-points:])
     usable = np.isfinite(y).all(axis=0)
-    fit, rest = _residual(np.stack([np.ones(points), x - x[-1]], axis=1), np.where(usable, y, 0.0))
+    y = np.where(usable, y, 0.0)
+    fit, rest = _residual(np.stack([np.ones(points), x - x[-1]], axis=1), y)
     spread = float(np.sum((x - x.mean()) ** 2))
     variance = rest / (points - 2)
     slope, target, centre = fit[1], math.log(limit), float(x.mean() - x[-1])
