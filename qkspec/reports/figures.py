@@ -17,7 +17,7 @@ from qkspec.energy import random_init, sec
 from qkspec.reports.palette import LOOKS, SERIES
 from qkspec.reports.style import BAND, FAINT, inert, panels, save, styled
 from qkspec.reports.trajectories import MAX_RUNS, freezing_trajectories, sigma1_trajectories
-from qkspec.reports.view import QUIET, RunView, views
+from qkspec.reports.view import QUIET, RunView, maps_sentence, views
 from qkspec.theorem import GRAVITY, Verdict
 
 F64 = NDArray[np.float64]
@@ -102,7 +102,8 @@ def head_map(report: Report) -> Figure:
     bar.ax.yaxis.set_minor_locator(NullLocator())
     present = {verdict for view in runs for verdict in view.counts()}
     text = "   ".join(f"{LOOKS[v].letter} {v.value}" for v in GRAVITY if v in present and v not in QUIET)
-    figure.supxlabel(text or "every head healthy", fontsize=6.8)
+    kinds = [kind for view in runs for kind in view.judged_map("entropy", view.last_rows().tolist())[1]]
+    figure.supxlabel(f"{text or 'every head healthy'}   ({maps_sentence(kinds)})", fontsize=6.8)
     return figure
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qkspec.clean import clean
 
-COLUMN = 3.4  # inches: one column of a two-column paper, half of a page
+COLUMN = 3.3  # inches: one column of a two-column paper, half of a page
 DPI = 220
 INK, FAINT, GRID, BAND, BASELINE = "#1f2328", "#6b7480", "#e3e7eb", "#c9ced4", "#b5dfcd"
 

@@ -21,8 +21,8 @@ from qkspec.theorem import GRAVITY, Verdict
 F64 = NDArray[np.float64]
 
 MAX_RUNS = 6  # runs drawn; the tables have all of them
-MAX_LINES = 400  # quiet heads drawn in a panel, evenly taken; troubled ones are all drawn
-MANY = 60  # troubled heads from which their lines are thin, and markers of turns, which are thinned to about so many
+MAX_LINES = 80  # heads of a verdict drawn in a panel, evenly taken; more only fill it. The gravest is always drawn
+MANY = 60  # troubled heads from which lines are thin, and markers of turns, which are thinned to about so many
 WIDE = 20.0  # a loss that spans more than this is drawn on a log axis
 _CROSSING: dict[str, Any] = {
     "marker": "o", "linestyle": "none", "markersize": 3.2, "markeredgewidth": 0.7, "markerfacecolor": "white",
@@ -139,10 +139,10 @@ def _draw_lines(axis: Axes, view: RunView, values: F64) -> set[Verdict]:
     last = codes[-1]
     quiet = [GRAVITY.index(v) for v in QUIET]
     calm = np.flatnonzero(np.isin(last, quiet))
-    for column in calm[:: max(-(-len(calm) // MAX_LINES), 1)]:
+    for column in _few(calm):
         _line(axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.7, 2)
     troubled = np.flatnonzero(~np.isin(last, quiet) & (last >= 0))
-    for column in troubled:
+    for column in np.concatenate([_few(troubled[last[troubled] == code]) for code in range(len(GRAVITY))]):
         _line(
             axis, view, values[:, column], LOOKS[GRAVITY[last[column]]].light, 0.8 if len(troubled) < MANY else 0.3, 3
         )
@@ -154,6 +154,11 @@ def _draw_lines(axis: Axes, view: RunView, values: F64) -> set[Verdict]:
         axis.plot(view.steps[places], values[places, turned], zorder=6, clip_on=False, **_CROSSING)
     _draw_worst(axis, view, values)
     return {GRAVITY[code] for code in np.unique(last) if code >= 0}
+
+
+def _few(columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return at most MAX_LINES of some heads, evenly taken: more lines would only fill the panel."""
+    return columns[:: max(-(-len(columns) // MAX_LINES), 1)]
 
 
 def _draw_worst(axis: Axes, view: RunView, values: F64) -> None:
