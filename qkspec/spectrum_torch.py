@@ -85,7 +85,7 @@ def _failures_told(device: str) -> Iterator[None]:
     """Turn what torch says of a device that fails into a sentence."""
     try:
         yield
-    except RuntimeError as error:  # out of memory, a card that this torch was not built for, a driver that is gone
+    except (RuntimeError, AssertionError) as error:  # no memory, no driver, a card that this torch was not built for
         if device == "cpu":
             raise
         reason = str(error).strip().partition("\n")[0]

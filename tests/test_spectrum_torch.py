@@ -200,6 +200,12 @@ def test_a_device_that_fails_is_told_in_a_sentence():
             raise torch.OutOfMemoryError("out of memory\nand a page of advice")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_told_in_a_sentence():
+    with pytest.raises(QkspecError, match=r"the device cuda failed .*use --device cpu"):
+        spectrum_torch.spectra(*draw(0, 1, 1, 2, 3), device="cuda")
+
+
 def test_the_cpu_path_imports_no_torch():
     code = "import sys, qkspec.analysis, qkspec.spectrum; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
