@@ -14,6 +14,7 @@ from torch.nn import functional
 from qkspec import analyze
 from qkspec.callbacks.lightning import SpectrumCallback
 from qkspec.errors import LayoutError, UsageError
+from qkspec.optim import AdamW2
 from qkspec.train.models import gpt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's own
@@ -35,6 +36,16 @@ class Module(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+
+
+class Bounded(Module):
+    """The same with AdamW²; each step's dropout is its own, as Lightning keeps no random state."""
+
+    def configure_optimizers(self):
+        return AdamW2(self.named_parameters(), lr=self.hparams.lr)
+
+    def on_train_batch_start(self, *args):
+        torch.manual_seed(self.global_step)
 
 
 class Plant(Callback):
@@ -61,15 +72,31 @@ def loader():
     return torch.utils.data.DataLoader(ids, batch_size=4)
 
 
-def module_of(**options):
+def module_of(kind=Module, **options):
     seed_everything(0, verbose=False)
-    return Module(**options)
+    return kind(**options)
 
 
 def trainer_of(folder, callbacks=(), **options):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_steps": 8}
     return Trainer(default_root_dir=str(folder), callbacks=list(callbacks), **quiet | options)
+
+
+def test_adamw2_takes_the_place_of_adamw_and_resumes_bit_for_bit(tmp_path):
+    whole, half, again = (module_of(Bounded) for _ in range(3))
+    trainer = trainer_of(tmp_path, max_epochs=2, max_steps=-1)
+    trainer.fit(whole, loader())
+    assert 0 < trainer.optimizers[0].bound_fraction <= 1
+    first = trainer_of(tmp_path, max_epochs=1, max_steps=-1)
+    first.fit(half, loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    second = trainer_of(tmp_path, max_epochs=2, max_steps=-1)
+    second.fit(again, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert [r.effective_lr for r in second.optimizers[0].readings()] == [
+        r.effective_lr for r in trainer.optimizers[0].readings()
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 def test_the_same_as_of_the_checkpoints_that_the_trainer_saves(tmp_path):

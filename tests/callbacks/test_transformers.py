@@ -10,6 +10,7 @@ from transformers import GPT2Config, LlamaConfig, Trainer, TrainerCallback, Trai
 from qkspec import analyze  # noqa: E402
 from qkspec.callbacks.transformers import SpectrumCallback  # noqa: E402
 from qkspec.errors import UsageError  # noqa: E402
+from qkspec.optim import AdamW2  # noqa: E402
 
 GPT2 = GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 LLAMA = LlamaConfig(
@@ -55,7 +56,7 @@ class Collect(TrainerCallback):
         self.logs.append((state.global_step, dict(logs)))
 
 
-def trainer_of(folder, config=GPT2, callbacks=(), **options):
+def trainer_of(folder, config=GPT2, callbacks=(), optimizer=None, **options):
     set_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     arguments = TrainingArguments(
@@ -72,7 +73,8 @@ def trainer_of(folder, config=GPT2, callbacks=(), **options):
             **options,
         },
     )
-    return Trainer(model=model, args=arguments, train_dataset=Tokens(), callbacks=list(callbacks))
+    chosen = (optimizer(model.named_parameters(), 1e-2) if optimizer else None, None)
+    return Trainer(model=model, args=arguments, train_dataset=Tokens(), callbacks=list(callbacks), optimizers=chosen)
 
 
 class Keep(SpectrumCallback):
@@ -95,6 +97,18 @@ def test_the_same_as_of_the_checkpoints_that_the_trainer_saves(config, tmp_path)
     for step in (4, 8):
         same(callback.kept[step], report, f"checkpoint-{step}")
     assert callback.last is callback.kept[8]
+
+
+def test_adamw2_takes_the_place_of_the_trainers_optimizer_and_resumes_bit_for_bit(tmp_path):
+    whole = trainer_of(tmp_path, optimizer=AdamW2, save_strategy="steps", save_steps=5, gradient_accumulation_steps=2)
+    whole.train()
+    optimizer = whole.optimizer.optimizer
+    assert 0 < optimizer.bound_fraction <= 1
+    assert "transformer.h.0.attn.c_attn.weight[q]" in {r.name for r in optimizer.readings()}
+    again = trainer_of(tmp_path, optimizer=AdamW2, gradient_accumulation_steps=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    weights = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
 
 
 def test_numbers_go_where_the_losses_go(tmp_path):
