@@ -11,10 +11,11 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
 OTHER_CONFIGS = ("quantization_config", "attn_config", "ffn_config", "generation_config")
 PARTS = ("encoder", "decoder", "generator", "text_encoder", "audio_encoder", "question_encoder")
-WORDS = {
-    "vision": r"vision|visual|image|img|video|vit\b",
+WORDS = {  # a text or an image that is only attended to ("cross_attn_image", "text_proj") speaks of no part
+    "vision": r"vision(?!_cross|_proj)|visual|(?<!attn_)(?<!to_)image(?!_to_)|img|video|vit\b",
+    "backbone": r"backbone|pixel_level_module\.encoder",  # MaskFormer
     "audio": r"audio|speech|sound",
-    "text": r"text|language|llm",
+    "text": r"(?<!attn_)(?<!to_)text(?!_enhancer|_cross|_proj\b)|language|llm",
     "patch_model": r"patch_model|patch_encoder",  # DepthPro
     "image_model": r"image_model|image_encoder",
     "fov_model": r"fov",
@@ -57,7 +58,10 @@ class Claim:
     def path(self) -> str:
         """The attention module's path: the tensor's name without its last part."""
         stem = self.anchor.removesuffix(".weight")
-        return stem.rpartition(".")[0] or stem
+        path, _, leaf = stem.rpartition(".")
+        if leaf.endswith("_qcontent_proj"):  # Conditional DETR keeps two modules' projections in the layer itself
+            return f"{path}.{leaf.partition('_')[0]}"
+        return path or stem
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:

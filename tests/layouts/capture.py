@@ -19,9 +19,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 ATTENTION = re.compile(
-    r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi|DabDetrAttention|LSH|ReformerAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache))|Attn|MLA$)"
+    r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi(?!_K25)|DabDetrAttention|ChannelAttention|LSH|ReformerAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache|\w*Projection))|Attn|MLA$)"
 )
-NORM = re.compile(r"Norm(\d[dD])?$")
+NORM = re.compile(r"(?<!Batch)Norm(\d[dD])?$")  # a batch norm at rest is an affine map
 PRODUCTS = {
     torch.matmul,
     torch.bmm,
@@ -262,6 +262,8 @@ def watching(
                 stack.callback(in_windows(module, watch))
             if hasattr(sys.modules[type(module).__module__], "_split_into_blocks") and module in leaves:
                 stack.callback(before_blocks(sys.modules[type(module).__module__], watch))
+            if hasattr(module, "values_vision_proj"):
+                stack.callback(both_ways(module, watch))
             if hasattr(module, "compute_local_attention_representations"):
                 stack.callback(in_blocks(module, watch))
         stack.enter_context(through_interface(watch))
@@ -341,6 +343,20 @@ def in_blocks(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
         del module.compute_global_attention_representations, module.compute_local_attention_representations
 
     return undo
+
+
+def both_ways(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
+    """Catch the queries and keys of Grounding DINO's fusion: image and text, whose logits serve both ways."""
+    plain, held = module._reshape, []
+
+    def reshape(tensor, *sizes):
+        held.append(plain(tensor, *sizes))
+        if len(held) == 2:
+            watch.catch(module, *held, 1.0)
+        return held[-1]
+
+    module._reshape = reshape
+    return lambda: delattr(module, "_reshape")
 
 
 def neutral(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:

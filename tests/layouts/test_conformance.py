@@ -12,13 +12,16 @@ transformers = pytest.importorskip("transformers")
 
 from layouts.agree import check_layer, check_rotation, layers_of, open_saved, pair_up  # noqa: E402
 from layouts.capture import Map, regress, watching  # noqa: E402
-from layouts.tiny import Case, build, filled, inputs  # noqa: E402
-from layouts.zoo import CASES, ELSEWHERE  # noqa: E402
+from layouts.tiny import Case, Out, build, filled, inputs  # noqa: E402
+from layouts.zoo import CASES as WRITERS  # noqa: E402
+from layouts.zoo import ELSEWHERE  # noqa: E402
+from layouts.zoo_vision import CASES as SEERS  # noqa: E402
 
 from qkspec.checkpoints.memory import from_state_dict  # noqa: E402
 from qkspec.layouts.families import FAMILIES  # noqa: E402
 from qkspec.layouts.match import scopes  # noqa: E402
 
+CASES = (*WRITERS, *SEERS)
 OFFSET = 3
 
 
@@ -34,8 +37,11 @@ def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
     with torch.no_grad(), watching(model, still=case.still and not position) as watch:
         if case.whole:
             model(**fed)
+        given: dict[str, object] = {}
         for path, feed in case.also if not position else ():
-            model.get_submodule(path)(**filled(feed))
+            found = {key: given[value.path] if isinstance(value, Out) else value for key, value in filled(feed).items()}
+            gave = model.get_submodule(path)(**found)
+            given[path] = gave[0] if isinstance(gave, tuple) else getattr(gave, "last_hidden_state", gave)
     every, first = (longer, position) if position else (case.every, 0)
     return [regress(caught, every=every, first=first) for caught in watch.caught.values()]
 
@@ -52,6 +58,10 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
         model.set_experts_implementation("eager")
     # XGLM builds its mask's smallest number in the default dtype, which cannot hold that of float64.
     monkeypatch.setattr(torch, "finfo", lambda kind, plain=torch.finfo: plain(torch.float32))
+    # what a model computes in float32 come what may, it is held to here in float64
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda x, plain=torch.Tensor.float: x if x.dtype == torch.float64 else plain(x)
+    )
     maps = run(model, case)
     assert layers, "nothing was read"
     assert len(layers) + case.unread + case.tied - case.unrun == len(maps), (
@@ -60,7 +70,7 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     pairs = pair_up(layers, maps)
     running = {truth.path: layer for layer, truth in pair_up(live, maps)}
     for layer, truth in pairs:
-        check_layer(layer, truth, norms=case.norms)
+        check_layer(layer, truth, norms=case.norms and not case.inside, inside=case.inside)
         same = running.pop(truth.path)  # the same module under the names of the model in memory
         np.testing.assert_array_equal(same.q, layer.q)
         np.testing.assert_array_equal(same.k, layer.k)

@@ -65,7 +65,8 @@ class Case:
             where those are not taken or mean more; "" where neither can be.
         zero: parts of the names of parameters that are set to zero (terms outside W_q'W_k).
         one: parts of the names of parameters that are set to one (factors of whole heads).
-        inside: what the names of input norms inside an attention module end in; what comes before them is not normalised.
+        inside: what the names of input norms end in that stand inside an attention module, so that what is handed to
+            it is not normalised.
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -152,6 +153,10 @@ def scramble(model: torch.nn.Module, zero: tuple[str, ...] = (), one: tuple[str,
                 noise = noise * 0 if any(part in name for part in zero + one) else noise
                 noise = noise + 1 if any(part in name for part in one) else noise
                 parameter.copy_(noise + 1 if parameter.ndim == 1 and name.endswith("weight") else noise)
+        for name, buffer in model.named_buffers():  # what batch norms saw
+            if name.endswith(("running_mean", "running_var")):
+                noise = torch.randn(buffer.shape, generator=generator) * 0.2
+                buffer.copy_(noise.abs() + 0.5 if name.endswith("var") else noise)
     return model
 
 
