@@ -68,7 +68,8 @@ class Limits:
             s* = max(1, ⌈d_q/16⌉), the paper's 4 at d_q = 64; the paper's strict value is 0.99; None leaves it out.
         freezing: large at or above this κ = logit std / √(2 ln T).
         certain: κ from which a frozen row is expected: a malignant verdict by weights alone is suspect below.
-        entropy: the predicted map is sparse at or below this mean row entropy / ln T.
+        entropy: the predicted map is sparse at or below this mean row entropy / ln T; under QK-norm, which keeps real
+            logits near the predicted ones, at or below random_entropy.
         embedded_entropy: the same for a map of embedded tokens.
         random_entropy: the same for a map of the model run on random tokens.
         measured_entropy: the same for a map measured on real activations, which are not isotropic.
@@ -290,6 +291,9 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     diagonal, _ = map_index(readings, "diagonal")
     kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
     sparse = np.array(limits.sparse)[kinds]
+    # The real entropy of QK-norm heads lay 0.06 above to 0.17 below the predicted (r 0.86-0.93), of others 0.5 below
+    predicted = (kinds == 0) & np.isfinite(readings.metric("logit_bound"))
+    sparse = np.where(predicted, np.minimum(sparse, limits.random_entropy), sparse)
     errors = np.where(kinds == 0, readings.metric("predicted_entropy_error"), np.nan)
     tests = [
         _Test("concentrated", "effective_rank", "<=", readings.metric("effective_rank"), rank),

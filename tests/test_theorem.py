@@ -82,6 +82,7 @@ BOUND = {"logit_bound": 3.0}
         (CONCENTRATED, Verdict.HEALTHY),
         (LARGE, Verdict.LARGE),
         (LARGE | SPARSE | CONCENTRATED, Verdict.SHARP),
+        (LARGE | {"predicted_entropy": 0.6}, Verdict.LARGE),
         (LARGE | SPARSE | FULL_RANK | DIAGONAL, Verdict.BENIGN),
         ({"predicted_entropy": np.nan}, Verdict.UNJUDGED),
         ({"sigma1": np.nan}, Verdict.BROKEN),
