@@ -20,7 +20,7 @@ from qkspec import engine
 from qkspec.checkpoints.sequence import Run, Source
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import Engine
-from qkspec.errors import InputError, QkspecError
+from qkspec.errors import CheckpointError, InputError, QkspecError
 from qkspec.layouts.find import Module, Plan
 from qkspec.layouts.load import read
 from qkspec.measuring import Settings, Skipped, chosen, plan_for
@@ -142,6 +142,8 @@ class Audit:
         if not any(i.after > i.before for i in intervals):
             reason = next(iter(skipped.values()), "an audit needs two checkpoints")
             raise InputError(f"{run.path}: has fewer than two checkpoints of known steps ({reason})")
+        if not any(i.increments for i in intervals):
+            raise InputError(f"{run.path}: no two checkpoints have an attention module in common; check --layers")
         terms = [item for item in items if isinstance(item, Terms) and item.name not in skipped]
         return cls(
             run.name,
@@ -305,6 +307,9 @@ def _interval(before: _Opened, after: _Opened, tau: float) -> Interval:
     common = [name for name in after.modules if name in before.modules] if after.step > before.step else []
     for name in common:
         old, new = before.layer(name), after.layer(name)
+        if (old.q.shape, old.k.shape) != (new.q.shape, new.k.shape):
+            with _reading(after.source):
+                raise CheckpointError(f"{name}: has other shapes than at step {before.step}: another model")
         increments += _increments(old, new, before.step, after.step, tau)
         changes.append(change(old, new, before.step, after.step))
     return Interval(after.source.name, before.step, after.step, tuple(increments), tuple(changes))
@@ -339,7 +344,7 @@ def _split(old: QKLayer, new: QKLayer, heads: slice, key: slice) -> F64:
 
 def _increments(old: QKLayer, new: QKLayer, before: int, after: int, tau: float) -> Iterator[Increment]:
     steps = after - before
-    limit = math.expm1(steps * math.log1p(tau))
+    limit = allowed(tau, steps)
     for projection in ("q", "k"):
         was, is_now = (np.asarray(getattr(layer, projection), dtype=np.float64) for layer in (old, new))
         flat = was.reshape(-1, was.shape[2])
@@ -348,6 +353,12 @@ def _increments(old: QKLayer, new: QKLayer, before: int, after: int, tau: float)
         implied = math.expm1(math.log1p(ratio) / steps) if math.isfinite(ratio) else ratio
         noise = _rounding(flat, new.stored) / size if size > 0 else 0.0
         yield Increment(new.name, new.layer, projection, before, after, ratio, limit, implied, noise)
+
+
+def allowed(tau: float, steps: int) -> float:
+    """Return the relative change (1 + τ)^steps - 1 that Rule 1 allows; infinite where no float is that large."""
+    growth = steps * math.log1p(tau)
+    return math.expm1(growth) if growth < 700 else math.inf
 
 
 def _rounding(w: F64, stored: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec.errors import UsageError
 from qkspec.readings import NO_STEP, Readings
 
 F64 = NDArray[np.float64]
@@ -15,6 +16,7 @@ Place = tuple[str, int]  # block, layer
 
 SIZES = ("sigma1", "freezing_ratio")  # large is grave; compared by ratio
 SHARES = ("predicted_entropy",)  # small is grave; compared by difference
+MARGIN = 2.0  # how far outside its band a head may lie: a factor on sizes, a tenth of it on shares
 MANY = 20  # readings from which the band is a quantile band; of fewer, all of them
 QUANTILES = (0.05, 0.95)
 
@@ -34,11 +36,17 @@ class Bands:
     steps: NDArray[np.int64]
     low: Mapping[str, Mapping[Place, F64]]
     high: Mapping[str, Mapping[Place, F64]]
-    margin: float = 2.0
+    margin: float = MARGIN
 
     @classmethod
-    def of(cls, readings: Readings, name: str, *, margin: float = 2.0) -> "Bands":
-        """Read the bands off the readings of one or several healthy runs."""
+    def of(cls, readings: Readings, name: str, *, margin: float = MARGIN) -> "Bands":
+        """Read the bands off the readings of one or several healthy runs.
+
+        Raises:
+            UsageError: the margin is no factor.
+        """
+        if not 1 <= margin < math.inf:
+            raise UsageError(f"--margin is {margin!r}: give a factor of at least 1")
         step = readings["step"].astype(np.int64)
         known = bool((step != NO_STEP).all()) and len(readings) > 0
         steps = np.unique(step) if known else np.empty(0, dtype=np.int64)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from qkspec import events
+from qkspec.checkpoints.jsonfile import MAX_BRACKETS
 from qkspec.curve import Curve
 
 MAX_BYTES = 256 << 20
+MAX_STEP = 1 << 62
 Point = tuple[int, float]
 
 
@@ -53,7 +55,7 @@ def _read(file: Path, read: Callable[[Path], Iterator[Point]]) -> Curve | None:
         if not file.is_file() or file.stat().st_size > MAX_BYTES:
             return None
         points = dict(read(file))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, RecursionError):
         return None
     if len(points) < 2:
         return None
@@ -71,7 +73,10 @@ def _lines(file: Path) -> Iterator[Point]:
 
 
 def _trainer(file: Path) -> Iterator[Point]:
-    state = json.loads(file.read_text(encoding="utf-8"))
+    data = file.read_bytes()
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:  # "[]," takes 3 bytes and becomes 64
+        return
+    state = json.loads(data.decode("utf-8"))
     history = state.get("log_history") if isinstance(state, dict) else None
     for row in history if isinstance(history, list) else ():
         yield from _point(row)
@@ -81,7 +86,7 @@ def _tensorboard(file: Path) -> Iterator[Point]:
     wanted = ("train/loss", "train_loss", "loss", "Loss/train", "loss/train", "train_loss_step", "train/total_loss")
     found: dict[str, list[Point]] = {}
     for tag, step, value in events.scalars(file.read_bytes()):
-        if tag in wanted:
+        if tag in wanted and step <= MAX_STEP:  # -1 is written as the largest number that fits
             found.setdefault(tag, []).append((step, value))
     for tag in wanted:
         if tag in found:
@@ -93,7 +98,7 @@ def _point(row: Any) -> Iterator[Point]:
     if not isinstance(row, dict):
         return
     step = row.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**62:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         return
     loss = row.get("loss")
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):

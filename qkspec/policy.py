@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qkspec.baseline import MARGIN
 from qkspec.errors import UsageError
+from qkspec.ranges import whole_numbers
 from qkspec.readings import Readings
 from qkspec.theorem import Verdict
 
@@ -93,7 +95,7 @@ class Policy:
     allow_skipped: bool = False
     strict: bool = False
     baseline: str | None = None
-    margin: float = 2.0
+    margin: float = MARGIN
     layer: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
@@ -184,7 +186,7 @@ def threshold(name: str, value: object) -> None:
     """
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or 1e300 < value < math.inf:
         raise UsageError(f"threshold {option(name)} is {value!r}: give a number that is not negative")
     if math.isinf(value):
         raise UsageError(f"threshold {option(name)} is infinite: leave it out to drop the rule")
@@ -221,32 +223,6 @@ def sign(name: str) -> str:
     return ">=" if name.startswith("min_") else "<="
 
 
-def layer_numbers(text: object, name: str) -> frozenset[int]:
-    """Parse "0,2,8-11", a whole number or a list of them to a set.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if text is None:
-        return frozenset()
-    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
-        return frozenset({text})
-    if isinstance(text, list):
-        if any(isinstance(item, bool) or not isinstance(item, int) for item in text):
-            raise UsageError(f"{name} is {text!r}: give whole numbers")
-        return frozenset(text)
-    out: set[int] = set()
-    for part in str(text).split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()) or len(part) > 20:
-            raise UsageError(f"{name} {text!r} is not a list of numbers; write for example 0,2,8-11")
-        last = int(high or low)
-        if last < int(low) or last - int(low) > 100_000:
-            raise UsageError(f"{name} {text!r}: {part.strip()} is not a range from a lower to a higher number")
-        out.update(range(int(low), last + 1))
-    return frozenset(out)
-
-
 def _override(table: object, where: str) -> Override:
     if not isinstance(table, dict):
         raise UsageError(f"{where} must be a table")
@@ -262,7 +238,9 @@ def _override(table: object, where: str) -> Override:
             threshold(name, limit)
             limits[name] = limit
     fail_on = verdicts(values["fail_on"], where) if "fail_on" in values else None
-    return Override(layer_numbers(values.get("layers"), f"{where}: layers"), values.get("block", ""), limits, fail_on)
+    if values.get("layers") == []:
+        raise UsageError(f"{where}: layers is empty; leave it out to speak of every layer of a block")
+    return Override(whole_numbers(values.get("layers"), f"{where}: layers"), values.get("block", ""), limits, fail_on)
 
 
 def _known(settings: Mapping[str, Any], allowed: set[str], where: str) -> dict[str, Any]:

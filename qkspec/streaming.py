@@ -1,5 +1,6 @@
 """Many checkpoints in turn: (checkpoint, modules) tasks over an engine, results from the cache where it has them."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ WORK_WORTH_PROCESSES = 4e10  # below it, starting processes costs more than it s
 WORK_WORTH_A_GPU = 3e11  # half a minute of CPU: below it, importing torch costs more than it saves
 TASK = 2e9  # the least that is handed to a worker, so that opening a checkpoint does not count
 GPU_PLACES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "C:/Windows/System32/nvcuda.dll")
+# What a checkpoint's content might still provoke in qkspec: a bug, which must not hide the good checkpoints beside it.
+SPOILT = (QkspecError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError)
 RAY_SHARES = 4  # how many workers a checkpoint is shared out for on a cluster, whose size is not known when it is cut
 
 
@@ -97,7 +100,7 @@ class _Stream:
         try:
             for item in self._computed():
                 if isinstance(item, _Planned):
-                    yield Skipped(item.run, item.source.name, problem) if problem else self._finish(item, parts)
+                    yield Skipped(item.run, item.source.name, problem) if problem else self._finished(item, parts)
                     parts, problem = [], ""
                 elif isinstance(item, (Measured, Skipped)):
                     yield item
@@ -136,8 +139,8 @@ class _Stream:
                     yield Ready(known)
                     continue
                 planned = _plan(run, source, stamp, self._settings)
-            except QkspecError as error:
-                yield Ready(Skipped(run, source.name, str(error)))
+            except SPOILT as error:
+                yield Ready(Skipped(run, source.name, _reason(error)))
                 continue
             if not self._device:
                 self._choose(planned)
@@ -158,6 +161,12 @@ class _Stream:
     def _known(self, run: str, source: Source, stamp: str) -> Measured | None:
         found = None if self._cache is None else self._cache.get(source, stamp, self._settings)
         return None if found is None else self._kept(_renamed(found, run))
+
+    def _finished(self, planned: _Planned, parts: Sequence[Part]) -> Measured | Skipped:
+        try:
+            return self._finish(planned, parts)
+        except SPOILT as error:
+            return Skipped(planned.run, planned.source.name, _reason(error))
 
     def _finish(self, planned: _Planned, parts: Sequence[Part]) -> Measured:
         measured = gather(planned.checkpoint, planned.plan, parts, self._settings, planned.run)
@@ -249,8 +258,17 @@ def measure_task(settings: Settings, task: Task) -> list[Part] | str:
     try:
         checkpoint, found = _open(task.source, task.stamp, settings)
         return measure_modules(checkpoint, found, task.modules, settings)
-    except QkspecError as error:
+    except SPOILT as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a checkpoint is skipped; with --debug a bug is raised instead."""
+    if isinstance(error, QkspecError):
         return str(error)
+    if "QKSPEC_DEBUG" in os.environ:
+        raise error
+    return f"internal error, please report (--debug shows where): {type(error).__name__}: {error}"
 
 
 _opened: list[tuple[str, Checkpoint, Plan]] = []  # the checkpoint that this process had in hand last

@@ -12,7 +12,8 @@ from qkspec.baseline import Bands
 from qkspec.errors import UsageError
 from qkspec.gate import Failure, Outcome, check, where
 from qkspec.metrics import DEFAULT_SIZES, names
-from qkspec.policy import Override, Policy, layer_numbers, verdicts
+from qkspec.policy import Override, Policy, verdicts
+from qkspec.ranges import whole_numbers
 from qkspec.readings import Readings, concatenate
 from qkspec.theorem import Limits, Verdict
 
@@ -251,12 +252,12 @@ def test_settings_that_make_no_sense_are_refused(written, said):
 
 
 def test_layers_are_written_as_numbers_ranges_or_lists():
-    assert layer_numbers("0,2,8-10", "x") == {0, 2, 8, 9, 10}
-    assert layer_numbers(3, "x") == {3}
-    assert layer_numbers([1, 2], "x") == {1, 2}
+    assert whole_numbers("0,2,8-10", "x") == {0, 2, 8, 9, 10}
+    assert whole_numbers(3, "x") == {3}
+    assert whole_numbers([1, 2], "x") == {1, 2}
     for wrong in ("3-1", "1-", "-2", True, [True], "0-999999999"):
         with pytest.raises(UsageError):
-            layer_numbers(wrong, "x")
+            whole_numbers(wrong, "x")
 
 
 def test_every_verdict_can_be_written():

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "qkspec"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("errors", "clean", "__init__"),
+    ("errors", "clean", "ranges", "__init__"),
     ("qk", "latent", "spectrum", "spectrum_torch", "attention", "readings", "theorem", "engine"),
     ("energy", "metrics", "trajectory", "courses", "curve", "events", "policy", "baseline", "optim", "simulate"),
     ("checkpoints", "losses"),

@@ -4,7 +4,7 @@
 ``torch.save`` file of its own. Only the boxes that hold the wanted rows are read.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from math import prod
 from typing import NoReturn, cast
@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 import numpy as np
 
 from qkspec.checkpoints.chunks import Chunk, Metadata, Sharded
+from qkspec.checkpoints.dtypes import BITS
 from qkspec.checkpoints.files import Blob, Folder, Window
 from qkspec.checkpoints.safetensors import check_float, row_range
 from qkspec.checkpoints.store import Store
@@ -30,6 +31,7 @@ class DcpStore(Store):
     def __init__(self, folder: Folder, metadata: str) -> None:
         self._folder, self._path = folder, folder.join(metadata)
         self._blobs: dict[str, Blob] = {}
+        self._sizes: dict[str, int] = {}
         with closing(folder.blob(metadata)) as blob:
             self._read = blob.size
             self._metadata = Metadata(blob)
@@ -60,6 +62,7 @@ class DcpStore(Store):
             _refuse(self._path, f"the chunks of tensor {name!r} do not make up its shape {list(tensor.shape)}")
         if not tensor.shape:
             return self._chunk(name, tensor, chunks[0], None)
+        self._check(name, tensor, chunks)
         first, last = row_range(self._path, name, tensor.shape, rows or slice(None))
         # What no chunk covers stays NaN: a hole must never pass for weights.
         wide = np.float64 if tensor.dtype == "float64" else np.float32
@@ -81,6 +84,17 @@ class DcpStore(Store):
     def bytes_read(self) -> int:
         """Return the bytes read so far."""
         return self._read + sum(blob.bytes_read for blob in self._blobs.values())
+
+    def _check(self, name: str, tensor: Sharded, chunks: Sequence[Chunk]) -> None:
+        """Refuse pieces that are larger than their place in their file, before memory is taken for them."""
+        bits = BITS[tensor.dtype]
+        for chunk in chunks:
+            if chunk.file not in self._sizes:
+                self._sizes[chunk.file] = self._blob(chunk.file).size
+            if chunk.offset + chunk.length > self._sizes[chunk.file]:
+                Window(self._blob(chunk.file), chunk.offset, chunk.length)  # says what is wrong
+            if 8 * chunk.length < prod(chunk.shape) * bits:
+                _refuse(self._path, f"places a piece of tensor {name!r} in {chunk.file}, which has no room for it")
 
     def _chunk(self, name: str, tensor: Sharded, chunk: Chunk, rows: slice | None) -> Array:
         file = TorchFile(Window(self._blob(chunk.file), chunk.offset, chunk.length))

@@ -230,7 +230,7 @@ class Reader:
             )
         for arg in args:
             if type(arg) in _COPIED and len(arg) > 8:  # it may be there once and be copied a million times
-                self.charge(100 * len(arg))
+                self.charge(_COPIED[type(arg)] * len(arg))
         return handler(*args)
 
     def symbol(self, module: Any, name: Any) -> Symbol:
@@ -324,7 +324,8 @@ _DAMAGE = (
     RecursionError,
     struct_error,
 )
-_COPIED = (list, dict, tuple)
+# Bytes that an item takes in a copy, or in a list made of it.
+_COPIED: dict[type, int] = {list: 100, dict: 100, tuple: 100, str: 8, bytes: 8, bytearray: 8}
 _KEY = Symbol("", "key")
 
 

@@ -12,8 +12,10 @@ from qkspec.checkpoints.names import is_temporary, is_trainer_state
 from qkspec.checkpoints.renamed import without_wrappers
 from qkspec.checkpoints.scaled import unscaled
 from qkspec.checkpoints.stacked import unstacked
-from qkspec.checkpoints.store import Checkpoint
+from qkspec.checkpoints.store import Checkpoint, Store
 from qkspec.errors import CheckpointError
+
+MAX_NAME = 1024  # characters of a tensor's name; the longest that real checkpoints hold have some 200
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Source:
         place = self.place()
         opened = open_place(place)
         try:
+            _check_names(opened.store, self.path)
             config = _config(
                 opened, place.folder, *(() if place.folder.path == self.folder.path else (self.folder.again(),))
             )
@@ -109,6 +112,15 @@ class Run:
     path: str
     skipped: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+def _check_names(store: Store, path: str) -> None:
+    """Refuse names that no library writes: patterns are matched against each, in time that may grow as its square."""
+    for name in store.names():
+        if len(name) > MAX_NAME:
+            raise CheckpointError(
+                f"{path}: has a tensor whose name is {len(name)} characters long, more than {MAX_NAME}"
+            )
 
 
 def place_below(folder: Folder) -> Place | None:

@@ -61,6 +61,7 @@ def analyze(
 
     from qkspec.cli.measuring import load_bands, measure
     from qkspec.cli.settings import load_file
+    from qkspec.errors import UsageError
 
     if out is not None:  # a mistake in what is asked for is told before the work, not after it
         from qkspec.reports.directory import check_target, write_directory
@@ -69,12 +70,15 @@ def analyze(
         check_target(out)
         check_format(plot_format)
     formats = further_formats(further, out)
+    if margin is not None and baseline is None:
+        raise UsageError("--margin is a distance from the bands of --baseline: give one, or leave it out")
+    bands = load_bands(baseline, margin) if baseline is not None else None
     report = measure(
         paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose, keep=out is not None,
         every_head=out is not None or output_format is OutputFormat.CSV,
     )  # fmt: skip
-    if baseline is not None:
-        report = replace(report, bands=load_bands(baseline, 2.0 if margin is None else margin))
+    if bands is not None:
+        report = replace(report, bands=bands)
     if out is not None:
         write_directory(report, out, formats=formats, plot_format=plot_format)
     show(report, output_format)

@@ -64,14 +64,14 @@ def audit(
 
 def lines(found: "Audit") -> list[str]:
     """Return an audit as lines of text."""
-    from qkspec.audit import summary
+    from qkspec.audit import allowed, summary
 
     rows = summary(found)
     out = [f"{found.run}: changes of W_q and W_k against Rule 1 at tau {found.tau:g}", ""]
     out.append(f"{'steps':>16} {'cut':>9} {'largest change':>15} {'allowed':>9} {'tau that cuts none':>19}")
     for before, after, cut, of, ratio, tau in rows:
-        allowed = math.expm1((after - before) * math.log1p(found.tau))
-        out.append(f"{f'{before} to {after}':>16} {f'{cut} of {of}':>9} {ratio:>15.4g} {allowed:>9.4g} {tau:>19.4g}")
+        limit = allowed(found.tau, after - before)
+        out.append(f"{f'{before} to {after}':>16} {f'{cut} of {of}':>9} {ratio:>15.4g} {limit:>9.4g} {tau:>19.4g}")
     first = found.first_bound()
     if first is None:
         out += ["", f"no change proves a step that AdamW2 at tau {found.tau:g} would have cut"]

@@ -7,12 +7,14 @@ from typing import Any
 
 from qkspec import maps
 from qkspec.analysis import Report, Settings, judge
-from qkspec.baseline import Bands
+from qkspec.baseline import MARGIN, Bands
 from qkspec.checkpoints.sequence import find_runs
 from qkspec.cli import progress as bars
 from qkspec.cli.options import Flags
-from qkspec.cli.settings import settings
+from qkspec.cli.settings import limits, settings
 from qkspec.errors import UsageError
+
+MEASURING = ("num_heads", "num_kv_heads", "context", "layout", "offsets", "embeddings", "activations", "revisions")
 
 
 def measure(
@@ -54,7 +56,7 @@ def measure(
             raise UsageError(f"{saved[0]}: a saved report is given alone, not beside other paths")
         if chosen.runner is not None:
             raise UsageError(f"{saved[0]}: a saved report holds no model to run; give the checkpoints with --text")
-        return _saved(saved[0], chosen)
+        return _saved(saved[0], chosen, flags, limits(flags, table, where))
     runs = find_runs(paths, revisions=flags.revisions or "")
     for run in runs if verbose else ():
         for path, reason in run.ignored.items():
@@ -63,21 +65,27 @@ def measure(
     return replace(report, maps=maps.draw(report, runs, chosen)) if keep else report
 
 
-def load_bands(path: str, margin: float) -> Bands:
+def load_bands(path: str, margin: float | None = None) -> Bands:
     """Read the bands of a baseline off a saved report.
 
     Raises:
         InputError: it is no report directory.
+        UsageError: the margin is no factor.
     """
     from qkspec.reports.saved import load
 
-    return Bands.of(load(Path(path)).readings, path, margin=margin)
+    return Bands.of(load(Path(path)).readings, path, margin=MARGIN if margin is None else margin)
 
 
-def _saved(path: str, chosen: Settings) -> Report:
+def _saved(path: str, chosen: Settings, flags: Flags, limits: Mapping[str, float]) -> Report:
+    """Read a saved report, judged by the limits that are given and those that it was judged by."""
     from qkspec.reports.saved import load
 
-    report = load(Path(path))
+    for name in MEASURING:
+        if getattr(flags, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{path}: {option} needs a new measurement; give the checkpoints, not their report")
+    report = load(Path(path), limits=limits, layers=chosen.layers, heads=chosen.heads)
     for size in chosen.sizes:
         if f"sec_{size}" not in report.readings.columns and size not in Settings().sizes:
             raise UsageError(f"{path}: the report holds no sec_{size}; analyze again with -s {size}")

@@ -25,6 +25,6 @@ def plot(
     check_format(plot_format)
     loaded = load(report)
     if baseline is not None:
-        loaded = replace(loaded, bands=load_bands(baseline, 2.0))
+        loaded = replace(loaded, bands=load_bands(baseline))
     for path in draw_into(loaded, out or report / "plots", plot_format=plot_format):
         typer.echo(path)

@@ -1,5 +1,6 @@
 """Settings of the measuring commands: a flag wins over qkspec.toml or [tool.qkspec] of pyproject.toml."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qkspec.cli.options import Device, Flags
 from qkspec.engine import Engine
 from qkspec.errors import UsageError
+from qkspec.ranges import whole_numbers
 
 if TYPE_CHECKING:
     from qkspec.activations import Runner
@@ -35,7 +37,10 @@ def load_file(folder: Path | None = None) -> tuple[Mapping[str, Any], str]:
             continue
         table = _read(path)
         if name == "pyproject.toml":
-            table = table.get("tool", {}).get("qkspec", {})
+            tools = table.get("tool")  # another program's mistake is not ours to report
+            table = tools.get("qkspec", {}) if isinstance(tools, dict) else {}
+            if not isinstance(table, dict):
+                raise UsageError(f"{path}: [tool.qkspec] must be a table")
             if not table:
                 continue
         for key in table:
@@ -71,17 +76,16 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
     sizes = flags.sizes or _whole_numbers(table.get("s"), f"{where}: s")
     activations = flags.activations or _text(table, "activations", where)
     runner = _runner(flags.text or _text(table, "text", where), activations)
-    limits = {**_mapping(table.get("limits", {}), f"{where}: limits"), **_pairs(flags.limits or [])}
     return Settings(
         sizes=tuple(dict.fromkeys(_positive(sizes))) if sizes else DEFAULT_SIZES,
-        limits=Limits(**_limits(limits, {field.name for field in fields(Limits)})),
-        layers=numbers(flags.layers if flags.layers is not None else table.get("layers"), "--layers"),
-        heads=numbers(flags.heads if flags.heads is not None else table.get("heads"), "--heads"),
+        limits=Limits(**limits(flags, table, where)),
+        layers=whole_numbers(flags.layers if flags.layers is not None else table.get("layers"), "--layers"),
+        heads=whole_numbers(flags.heads if flags.heads is not None else table.get("heads"), "--heads"),
         num_heads=_whole(flags.num_heads, table, "num_heads", where),
         num_kv_heads=_whole(flags.num_kv_heads, table, "num_kv_heads", where),
         context=_whole(flags.context, table, "context", where),
         layout=_layout(flags.layout or table.get("layout")),
-        workers=1 if runner else _whole(flags.workers, table, "workers", where) or 0,
+        workers=1 if runner else _whole(flags.workers, table, "workers", where, least=0) or 0,
         device=_one_of(Device, flags.device, table, "device", where) or Device.AUTO.value,
         engine=Engine(_one_of(Engine, flags.engine, table, "engine", where) or Engine.LOCAL),
         ray_address=flags.ray_address or _text(table, "ray_address", where),
@@ -89,7 +93,7 @@ def settings(flags: Flags, table: Mapping[str, Any], where: str) -> "Settings":
         keep_spectra=False,
         eigenvalues=False,
         offsets=tuple(
-            sorted(numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
+            sorted(whole_numbers(flags.offsets if flags.offsets is not None else table.get("offsets"), "--offsets"))
         ),
         embeddings=_switch("embeddings", table, where) if flags.embeddings is None else flags.embeddings,
         activations=activations,
@@ -105,28 +109,6 @@ def _runner(text: str | None, activations: str | None) -> "Runner | None":
     from qkspec.running import TextRunner
 
     return TextRunner(text)
-
-
-def numbers(text: object, name: str) -> frozenset[int]:
-    """Parse "0,2,8-11" (or a list of whole numbers) to a set.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if text is None:
-        return frozenset()
-    if isinstance(text, list):
-        return frozenset(_whole_numbers(text, name) or [])
-    out: set[int] = set()
-    for part in str(text).split(","):
-        low, _, high = part.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()) or (part.strip().endswith("-")) or len(part) > 20:
-            raise UsageError(f"{name} {text!r} is not a list of numbers; write for example 0,2,8-11")
-        last = int(high or low)
-        if last < int(low) or last - int(low) > 100_000:
-            raise UsageError(f"{name} {text!r}: {part.strip()} is not a range from a lower to a higher number")
-        out.update(range(int(low), last + 1))
-    return frozenset(out)
 
 
 def _one_of(kind: type[StrEnum], flag: str | None, table: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -185,11 +167,20 @@ def _pairs(items: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def _limits(values: Mapping[str, Any], known: set[str]) -> dict[str, float]:
+def limits(flags: Flags, table: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Return the thresholds of the verdicts that flags and a settings table name.
+
+    Raises:
+        UsageError: one is not known, or no number.
+    """
+    from qkspec.theorem import Limits
+
+    known = {field.name for field in fields(Limits)}
+    values = {**_mapping(table.get("limits", {}), f"{where}: limits"), **_pairs(flags.limits or [])}
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"no limit is called {name!r}; known: {', '.join(sorted(known))}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or 1e300 < abs(value) < math.inf:
             raise UsageError(f"limit {name} is {value!r}: give a number")
     return dict(values)
 
@@ -207,10 +198,10 @@ def _switch(key: str, table: Mapping[str, Any], where: str) -> bool:
     return value
 
 
-def _whole(flag: int | None, table: Mapping[str, Any], key: str, where: str) -> int | None:
+def _whole(flag: int | None, table: Mapping[str, Any], key: str, where: str, least: int = 1) -> int | None:
     value = flag if flag is not None else table.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise UsageError(f"{where}: {key} is {value!r}: give a whole number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise UsageError(f"{where}: {key} is {value!r}: give a whole number" + " from 1 on" * least)
     return value
 
 

@@ -29,7 +29,7 @@ def watch(
     *,
     flags: Flags,
     every: Annotated[
-        float | None, typer.Option("--every", help="Seconds between looks [10; at a URL 60].", min=0.1)
+        float | None, typer.Option("--every", help="Seconds between looks [10; at a URL 60].", min=0.1, max=86400)
     ] = None,
     on_alert: Annotated[
         str | None,

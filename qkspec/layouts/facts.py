@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from qkspec.errors import LayoutError
 from qkspec.layouts.heads import look_up
 from qkspec.layouts.layout import Config, Layout, ScaleRule, inverse_root
 from qkspec.qk import Rotary
@@ -84,7 +85,7 @@ def mup_scale(config: Config, d_q: int, layer: int) -> float:
 def disentangled_scale(config: Config, d_q: int, layer: int) -> float:  # noqa: ARG001 - the signature of every ScaleRule
     """Return DeBERTa's 1/√(n d_q) with n = 1 + the kinds of position terms."""
     kinds = config.get("pos_att_type") or ()
-    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    kinds = kinds.split("|") if isinstance(kinds, str) else kinds if isinstance(kinds, list) else ()
     terms = 1 + sum(kind in kinds for kind in ("c2p", "p2c")) if config.get("relative_attention") else 1
     return float((terms * d_q) ** -0.5)
 
@@ -123,12 +124,14 @@ def rotary(row: Layout, config: Config, d_q: int, layer: int) -> Rotary | None:
         or number(config, "rope_theta", "rotary_emb_base", "rotary_base", "rope_base")
         or rule.theta
     )
+    if theta <= 0:
+        raise LayoutError(f"config.json: the base of its rotary frequencies is {theta:g}; it must be positive")
     dims = number(config, "rotary_dim", "qk_rope_head_dim")
     if dims is None:
         share = number(settings, "partial_rotary_factor") or number(
             config, "partial_rotary_factor", "rotary_pct", "rotary_percent", "rope_pct"
         )
-        dims = int(d_q * (rule.share if share is None else share))
+        dims = int(d_q * min(rule.share if share is None else share, 1.0))
     even = min(int(dims), d_q) // 2 * 2
     if even < 2:
         return None
@@ -148,6 +151,21 @@ def borrows_keys(config: Config, numbers: tuple[int, ...]) -> bool:
         return False
     source = _listed(config, "kv_source_layers", numbers[0])
     return source not in (None, numbers[0]) or 0 < (layers or 0) - numbers[0] <= (shared or 0)
+
+
+def logit_scale(row: Layout, config: Config, d_q: int, layer: int) -> float:
+    """Return what q'k is multiplied by before the softmax, YaRN's factor included.
+
+    Raises:
+        LayoutError: the settings give no finite number.
+    """
+    try:
+        scale = row.scale(config, d_q, layer) * yarn_factor(config, layer)
+    except ArithmeticError:
+        scale = math.inf
+    if not math.isfinite(scale):
+        raise LayoutError("config.json: its settings give the logits no finite scale")
+    return scale
 
 
 def yarn_factor(config: Config, layer: int) -> float:
@@ -212,7 +230,7 @@ def patches(config: Config) -> float | None:
     size, patch = config.get("image_size"), config.get("patch_size")
     size = size[0] if isinstance(size, list) and size else size
     patch = patch[0] if isinstance(patch, list) and patch else patch
-    if not isinstance(size, int) or not isinstance(patch, int) or patch < 1 or size < patch:
+    if not isinstance(size, int) or not isinstance(patch, int) or not 1 <= patch <= size < 1 << 20:
         return None
     return float((size // patch) ** 2 + 1)
 

@@ -50,13 +50,19 @@ def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = 
     value = keys if isinstance(keys, int) else look_up(config, keys)
     if isinstance(value, list | tuple):
         if not numbers or numbers[0] >= len(value):
-            raise LayoutError(f"config.json: {keys} lists {len(value)} entries, too few for layer {numbers[:1]}")
+            where = f"layer {numbers[0]}" if numbers else "a module without a number"
+            raise LayoutError(f"config.json: {_found(config, keys)} lists {len(value)} entries, too few for {where}")
         value = value[numbers[0]]
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 0 < value < 1 << 20:
-        raise LayoutError(f"config.json: {keys} is {value!r}, which is no count of heads")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1 << 20 or value != int(value):
+        raise LayoutError(f"config.json: {_found(config, keys)} is {value!r}, which is no count of heads")
     return int(value)
+
+
+def _found(config: Config, keys: Sequence[str] | int) -> str:
+    """Return the key that a value was found under."""
+    return "" if isinstance(keys, int) else next((key for key in keys if look_up(config, (key,)) is not None), "")
 
 
 def given(row: Layout, config: Config, numbers: tuple[int, ...], side: str = "") -> Given:
@@ -142,6 +148,10 @@ def settle(row: Layout, known: Given, shapes: Sequence[tuple[int, ...]], where: 
                 values, d_q = kv_b // heads - known.head_dim, known.head_dim + rope
                 rest = q_rows - heads * (d_q + values)
             fits = rest == 0 and 0 <= rope < d_q and kv_b % heads == 0 and kv_b // heads > d_q - rope
+    if d_q > max(4 * shapes[0][1], 2048):  # its spectrum would take d_q² numbers, whatever the file's size
+        raise LayoutError(
+            f"{seen}: heads of {d_q} on an input of {shapes[0][1]} are no attention; check the counts of heads"
+        )
     if not fits or d_q < 1 or kv_heads < 1 or heads % kv_heads:
         raise LayoutError(
             f"{seen} cannot be {heads} query heads and {known.kv_heads or kv_heads} key heads; "

@@ -56,7 +56,7 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         block=module.block,
         q=q,
         k=k,
-        scale=row.scale(module.config, module.d_q, module.layer) * facts.yarn_factor(module.config, module.layer),
+        scale=facts.logit_scale(row, module.config, module.d_q, module.layer),
         stored=module.stored,
         q_bias=q_bias,
         k_bias=k_bias,
@@ -66,9 +66,9 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         k_factors=k_factors,
         qk_norm=_qk_norm(store, module),
         rotary=facts.rotary(row, module.config, module.d_q, module.layer),
-        softcap=facts.number(module.config, row.softcap) if row.softcap else None,
-        clamp=facts.number(module.config, row.clamp) if row.clamp else None,
-        causal=row.causal or module.config.get("is_decoder") is True,
+        softcap=(facts.number(module.config, row.softcap) if row.softcap else None) or None,  # 0 is off
+        clamp=(facts.number(module.config, row.clamp) if row.clamp else None) or None,
+        causal=row.causal or (module.config.get("is_decoder") is True and not row.block.endswith("cross")),
         softmax=row.softmax and "linear" not in module.roles,
         context=facts.context(row, module.config),
         remarks=module.remarks + facts.remarks(row, module.config, module.layer),
@@ -86,6 +86,9 @@ def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None
         if role in gains and width is not None and gains[role].size != width:
             raise LayoutError(f"{module.name}: {roles[role]} has {gains[role].size} entries for a latent of {width}")
     assert isinstance(module.row.weights, Latent)
+    if "q_b" in read and read["q_b"].shape[1] != len(read["q_a"]):
+        made, taken = len(read["q_a"]), read["q_b"].shape[1]
+        raise LayoutError(f"{roles['q_a']} makes {made} entries, {roles['q_b']} takes {taken}")
     if module.row.weights.joined:
         read["q_a"] = np.concatenate([read["q_a"], read["q_a"]])
         read["q_b"] = (
@@ -223,6 +226,8 @@ def _qk_norm(store: Store, module: Module) -> QKNorm | None:
     temperature = None
     if at.temperature is not None and "temperature" in roles:
         temperature = np.exp(np.minimum(store.read(roles["temperature"]).reshape(-1), np.log(100.0)))
+        if temperature.size != module.heads:
+            raise LayoutError(f"{roles['temperature']} has {temperature.size} entries for {module.heads} heads")
     if q is None and k is None and not (at.flag is not None and module.config.get(at.flag)) and temperature is None:
         return None
     if "gain" in roles:  # it stands behind the norm

@@ -82,7 +82,12 @@ def count_of_heads(claim: Claim, names: Names, store: Store, kv_heads: int | Non
         return None
     pattern, axis = row.heads_at
     name = next((stem for stem in (_at(claim, pattern), _at(claim, pattern) + ".weight") if stem in names), None)
-    return None if name is None else store.shape(names[name])[axis]
+    if name is None:
+        return None
+    shape = store.shape(names[name])
+    if axis >= len(shape):
+        raise LayoutError(f"{names[name]} has shape {shape}, so it does not tell the number of heads")
+    return shape[axis]
 
 
 def norm_like(names: Names) -> tuple[str, ...]:

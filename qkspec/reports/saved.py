@@ -1,7 +1,7 @@
 """A saved report directory back to a Report: the same readings to the last bit, judged by the same limits."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -34,11 +34,23 @@ def is_report(path: Path) -> bool:
         return False
 
 
-def load(path: Path | str) -> Report:
+def load(
+    path: Path | str,
+    *,
+    limits: Mapping[str, float] | None = None,
+    layers: Collection[int] = (),
+    heads: Collection[int] = (),
+) -> Report:
     """Read a report directory back.
 
+    Args:
+        path: the directory.
+        limits: thresholds in place of those it was judged by.
+        layers: only these, where there are any; spectra and maps are left out then.
+        heads: likewise.
+
     Raises:
-        InputError: it is no report directory, of another schema, or damaged.
+        InputError: it is no report directory, of another schema, or damaged, or none of its heads is wanted.
     """
     path = Path(path)
     document = _read_json(path)
@@ -50,10 +62,11 @@ def load(path: Path | str) -> Report:
             "use the version that wrote it, or analyze again"
         )
     try:
-        return _assemble(path, document)
+        whole = _assemble(path, document, limits or {})
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, UsageError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"{path}: report.json is damaged ({reason}); analyze again") from error
+    return _only(whole, path, layers, heads) if layers or heads else whole
 
 
 def digest(path: Path) -> dict[str, int | str]:
@@ -66,7 +79,28 @@ def digest(path: Path) -> dict[str, int | str]:
     return {"bytes": size, "sha256": sha.hexdigest()}
 
 
-def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
+def _only(report: Report, path: Path, layers: Collection[int], heads: Collection[int]) -> Report:
+    """Return a report of some heads alone, judged on their own."""
+    readings = report.readings
+    kept = np.ones(len(readings), dtype=bool)
+    for name, wanted in (("layer", layers), ("head", heads)):
+        kept &= np.isin(readings[name].astype(np.int64), list(wanted)) | (not wanted)
+    if not kept.any():
+        raise InputError(f"{path}: the report holds no head that --layers and --heads leave")
+    part = assemble(
+        readings.where(kept),
+        report.applicable[kept],
+        report.limits,
+        checkpoints=report.checkpoints,
+        skipped=report.skipped,
+        spectra={},
+        losses={name: story.loss for name, story in report.stories.items() if story.loss is not None},
+    )
+    maps = Maps(note="maps of some heads alone are not kept; analyze the checkpoints again")
+    return replace(part, provenance=report.provenance, maps=maps, bands=report.bands)
+
+
+def _assemble(path: Path, document: Mapping[str, Any], limits: Mapping[str, float]) -> Report:
     files = document["files"]
     _verify(path, Format.CSV.file, files)
     metrics = [name for name in document["metrics"] if isinstance(name, str) and name not in KEYS]
@@ -88,7 +122,7 @@ def _assemble(path: Path, document: Mapping[str, Any]) -> Report:
     report = assemble(
         readings,
         applicable,
-        Limits(**document["limits"]),
+        Limits(**{**document["limits"], **limits}),
         checkpoints=tuple(_facts(entry) for entry in document["sources"]),
         skipped={str(name): str(why) for name, why in document["skipped"].items()},
         spectra=spectra,

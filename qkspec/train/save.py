@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qkspec.errors import CheckpointError, OutputError, QkspecError
+from qkspec.errors import CheckpointError, InputError, OutputError, QkspecError
 from qkspec.optim.sigma_reparam import fold
 from qkspec.train import state, stream
 from qkspec.train.config import TrainConfig, from_dict
@@ -263,6 +263,16 @@ def _sync(path: Path) -> None:
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSONL file; a last line that a kill cut short is left out."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield _row(line, f"{path}: line {number}")
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is damaged; take it out, or begin in a new folder") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} holds no record; take it out, or begin in a new folder")
+    return row

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qkspec.errors import UsageError
+
 
 @dataclass(frozen=True)
 class World:
@@ -90,10 +92,18 @@ def local_only(model: object) -> AbstractContextManager[object]:
 
 
 def current() -> World:
-    """Return the world that torchrun's environment describes."""
+    """Return the world that torchrun's environment describes.
+
+    Raises:
+        UsageError: only a part of it is set.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
+    if "RANK" not in os.environ:
+        raise UsageError(
+            f"WORLD_SIZE is {size} and RANK is not set: start the processes with torchrun, or unset WORLD_SIZE"
+        )
     return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
