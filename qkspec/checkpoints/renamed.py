@@ -7,7 +7,8 @@ from typing import Any
 from qkspec.checkpoints.store import Store
 from qkspec.qk import Array
 
-_WRAPPED = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+_LAYERS = 4  # of DataParallel or DDP around one another
+_WRAPPED = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)(?=\.)")
 
 
 class RenamedStore(Store):
@@ -49,12 +50,14 @@ def without_wrappers(store: Store) -> Store:
 
 
 def strip_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what torch.compile, FSDP, activation checkpointing and DataParallel add to names.
+    """Remove what torch.compile, FSDP, activation checkpointing, Lightning Fabric and DataParallel add to names.
 
     Names stay as they are when two of them would become one.
     """
     names = {name: _WRAPPED.sub(r"\1", name).replace("..", ".").removeprefix(".") for name in tensors}
-    while names and all(name.startswith("module.") for name in names.values()):
+    for _ in range(_LAYERS):
+        if not names or not all(name.startswith("module.") for name in names.values()):
+            break
         names = {old: new.removeprefix("module.") for old, new in names.items()}
     if len(set(names.values())) != len(names):
         return dict(tensors)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.layouts.heads import look_up
 from qkspec.layouts.layout import HEADS, KV_HEADS
-from qkspec.layouts.match import canonical
 
 QUERY = re.compile(r"(?:^|[._])(?:q|wq|w_q|query|to_q|q_proj|q_lin|query_proj|linear_q|q_b_proj)$", re.IGNORECASE)
 KEY = re.compile(r"(?:^|[._])(?:k|wk|w_k|key|to_k|k_proj|k_lin|key_proj|linear_k)$", re.IGNORECASE)
@@ -42,12 +41,12 @@ def draft(checkpoint: Checkpoint) -> str:
 def _patterns(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return pattern ▸ shape of its first tensor; names without ``.weight``, biases left out."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, stored in canonical(checkpoint.store.names()).items():
+    for name in checkpoint.store.names():
         stem = name.removesuffix(".weight")
         if stem == name and name.endswith(".bias"):
             continue
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", stem, count=2)
-        found.setdefault(pattern, checkpoint.store.shape(stored))
+        found.setdefault(pattern, checkpoint.store.shape(name))
     return found
 
 

@@ -11,7 +11,7 @@ from qkspec.layouts.facts import borrows_keys
 from qkspec.layouts.families import FAMILIES
 from qkspec.layouts.keyless import APART, BORROWED, INDEXER, NO_SOFTMAX, OTHERWISE, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
-from qkspec.layouts.match import COPIES, Claim, candidates, canonical, claims, scopes
+from qkspec.layouts.match import COPIES, Claim, candidates, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
 from qkspec.layouts.unlisted import UNLISTED, recurrent
 from qkspec.qk import QKLayer
@@ -58,7 +58,7 @@ def plan(
             weights are packed or only an adapter.
     """
     refuse.adapter(checkpoint)
-    names = canonical(checkpoint.store.names())
+    names = {name: name for name in checkpoint.store.names()}
     parts = tuple(scopes(checkpoint.config))
     pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
@@ -76,10 +76,10 @@ def plan(
     modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
     refuse.packed(checkpoint, modules)
     read_here = {name for module in modules for name in module.tensors}
-    for name in names:
+    for name, stored in names.items():
         if (
             name.removesuffix(".weight").rpartition(".")[2] in SUSPECTS
-            and names[name] not in read_here
+            and stored not in read_here
             and not COPIES.search(name)
         ):
             skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from qkspec.layouts.heads import SIDES, look_up, sided
 from qkspec.layouts.layout import Config, Layout, expression, fill
 
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 COPIES = re.compile(r"(^|\.)(\w*_)?(ema|exp_avg|exp_avg_sq|optimizer\w*|momentum|shadow|teacher)(_\w+)?\.")
 OTHER_CONFIGS = ("quantization_config", "attn_config", "ffn_config", "generation_config")
 PARTS = ("encoder", "decoder", "generator", "text_encoder", "audio_encoder", "question_encoder")
@@ -62,20 +61,6 @@ class Claim:
         if leaf.endswith("_qcontent_proj"):  # Conditional DETR keeps two modules' projections in the layer itself
             return f"{path}.{leaf.partition('_')[0]}"
         return path or stem
-
-
-def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Return each tensor's name without the wrappers of compile, FSDP and checkpointing ▸ its name in the file."""
-    everything = tuple(names)
-    text = "\n".join(everything)
-    wrappers = tuple(wrapper for wrapper in WRAPPERS if wrapper in text)
-    found = {}
-    for name in everything:
-        plain = name
-        for wrapper in wrappers:
-            plain = plain.replace(wrapper, "")
-        found[plain] = name
-    return found
 
 
 def scopes(config: Config, kinds: tuple[str, ...] = (), parent: str = "") -> Iterator[Scope]:

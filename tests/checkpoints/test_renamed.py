@@ -15,6 +15,7 @@ from qkspec.checkpoints.renamed import strip_wrappers
         (["model._orig_mod.layers.0._fsdp_wrapped_module.w"], ["model.layers.0.w"]),
         (["module._orig_mod.a", "module._orig_mod.b"], ["a", "b"]),
         (["a", "_orig_mod.a"], ["a", "_orig_mod.a"]),
+        (["_forward_module.a.b"], ["a.b"]),
         (["submodule.a"], ["submodule.a"]),
         ([], []),
     ],
