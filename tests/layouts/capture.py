@@ -146,7 +146,7 @@ class Watch(TorchFunctionMode):
         x, y, natural, natural_y = self.inputs[owner]
         if shape_up(k, y) is None:  # the second argument was something else, and keys come from the first
             y, natural_y = x, natural
-        if shape_up(k, y) is None and k.ndim == 4:  # keys made of other states follow the module's own
+        if shape_up(k, y) is None and k.ndim == 4 and factor is not None:  # keys made of other states follow the module's own
             k = k[:, :, : y.shape[-2]]
         made = shape_up(q, x), shape_up(k, y)
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:

@@ -162,11 +162,6 @@ CASES = (
         layers("encoder.layers", 2, hidden_states=FLAT, cu_seqlens=LENGTHS, position_embeddings=still(48, 8)),
     ),
     parts("molmo2_vision", layers("layers", 2, hidden_states=X, attention_mask=None), auto="Molmo2VisionModel"),
-    parts(
-        "step3p5_vision",
-        layers("layers", 2, hidden_states=X, position_embeddings=still(1, 8, 8)),
-        auto="Step3p7VisionModel",
-    ),
     *(
         parts(kind, layers("layers", 2, hidden_states=FLAT, cu_seqlens=LENGTHS, position_embeddings=still(1, 48, 8)))
         for kind in ("muse_spark_vision", "muse_glimmer_vision")
@@ -901,7 +896,8 @@ CASES = (
         unrun=2,
         norms=False,
     ),
-    parts("idefics2_perceiver", changes=RESAMPLER, auto="Idefics2PerceiverResampler", unrun=3),  # keys of two inputs
+    # its keys are made of two inputs, which no map of one can show
+    parts("idefics2_perceiver", changes=RESAMPLER, auto="Idefics2PerceiverResampler", unrun=3),
     parts(
         "xclip",
         heads(*(f"prompts_generator.decoder.{i}.cross_attn" for i in range(2)), queries=X, keys=X, values=X),
