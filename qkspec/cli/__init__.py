@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qkspec.clean import clean
-from qkspec.cli.words import Command, Group
+from qkspec.cli.words import Command, Group, Interrupted
 from qkspec.engine import one_blas_thread, seldom_collect
 from qkspec.errors import QkspecError
 
@@ -105,7 +105,7 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:  # noqa: PLR0911 - one ret
         return _fail(error, error.exit_code, debug=debug)
     except _ParserError as error:
         return _fail(f"{error.format_message()} (see qkspec --help)", 2, debug=debug)  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, Interrupted, typer.Abort):
         _say("interrupted")
         return 130
     except _Terminated:

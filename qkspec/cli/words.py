@@ -18,6 +18,10 @@ from qkspec.cli.sections import Sectioned
 Convert = Callable[[Any, Any], Any]  # (context, what was given) to what the command is called with
 
 
+class Interrupted(BaseException):
+    """Ctrl-C while a command ran: Typer would make an exit of it that says nothing."""
+
+
 class Command(Sectioned):
     """One command."""
 
@@ -25,6 +29,13 @@ class Command(Sectioned):
         """Parse as Typer does."""
         _spare(self, ctx)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it as Typer does."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
 
 class Group(TyperGroup):

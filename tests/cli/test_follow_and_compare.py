@@ -89,6 +89,7 @@ def test_watch_ends_when_told(short, sent, code):
         process.send_signal(sent)
         _, err = process.communicate(timeout=20)
     assert process.returncode == code
+    assert err.splitlines()[-1] == {130: "interrupted", 143: "terminated"}[code]
     assert "Traceback" not in err
 
 
