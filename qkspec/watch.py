@@ -14,6 +14,7 @@ from qkspec.readings import NO_STEP
 from qkspec.theorem import GRAVITY, Verdict
 
 FIRST_PAUSE = 1.0  # seconds between the first two looks, so that what is there already is measured at once
+PATIENCE = 3  # looks at a checkpoint that cannot be measured before that is said: a slow save pauses between files
 ALARMING = (Verdict.BROKEN, Verdict.MALIGNANT, Verdict.DEAD)
 
 
@@ -116,18 +117,26 @@ def arrivals(
 
 
 def follow(found: Iterator[Arrival | str], settings: Settings) -> Iterator[Moment | str]:
-    """Measure and judge each arrival together with those of its run before it; what else is said is passed on."""
+    """Measure and judge each arrival together with those of its run before it; what else is said is passed on.
+
+    A checkpoint that cannot be measured is told of after PATIENCE looks, unless it has been written on by then.
+    """
+    held: dict[str, tuple[int, Moment]] = {}
     history: dict[str, dict[str, Measured]] = {}
     verdicts: dict[str, str] = {}
     for arrival in found:
         if isinstance(arrival, str):
+            held = {path: (looks - 1, moment) for path, (looks, moment) in held.items()}
+            yield from (moment for looks, moment in held.values() if looks <= 0)
+            held = {path: one for path, one in held.items() if one[0] > 0}
             yield arrival
             continue
         source = arrival.source
+        held.pop(source.path, None)
         result = measure_source(arrival.run, source, settings)
         if isinstance(result, Skipped) or not len(result.readings):
             reason = result.reason if isinstance(result, Skipped) else _reason(result)
-            yield Moment(arrival.run, source.name, source.step, None, reason)
+            held[source.path] = PATIENCE, Moment(arrival.run, source.name, source.step, None, reason)
             continue
         known = history.setdefault(arrival.run, {})
         known.pop(source.path, None)
@@ -137,6 +146,7 @@ def follow(found: Iterator[Arrival | str], settings: Settings) -> Iterator[Momen
         verdicts[arrival.run] = report.states[arrival.run].verdict
         turns = turned(report)
         yield Moment(arrival.run, result.facts.name, result.facts.step, report, "", turns, before)
+    yield from (moment for _, moment in held.values())
 
 
 def turned(report: Report) -> tuple[Turn, ...]:

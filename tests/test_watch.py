@@ -128,6 +128,18 @@ def test_what_cannot_be_measured_is_said_once(lost, tmp_path):
     assert not moments[0].alarming
 
 
+def test_a_save_that_pauses_halfway_is_no_problem(lost, tmp_path):
+    run = tmp_path / "run"
+    copied(lost, run, 0)()
+    file = run / "step-000000" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    clock = Clock(nothing, nothing, lambda: file.write_bytes(whole), nothing, nothing)
+    found = follow(arrivals(str(run), every=1, idle=3, sleep=clock), Settings())
+    (moment,) = [moment for moment in found if not isinstance(moment, str)]
+    assert moment.report is not None
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_run_in_a_bucket(lost, monkeypatch):
     with bucket.served() as (port, client):
