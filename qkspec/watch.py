@@ -14,7 +14,7 @@ from qkspec.readings import NO_STEP
 from qkspec.theorem import GRAVITY, Verdict
 
 FIRST_PAUSE = 1.0  # seconds between the first two looks, so that what is there already is measured at once
-PATIENCE = 3  # looks at a checkpoint that cannot be measured before that is said: a slow save pauses between files
+PATIENCE = 4  # looks at a checkpoint that cannot be measured before that is said: a slow save pauses between files
 ALARMING = (Verdict.BROKEN, Verdict.MALIGNANT, Verdict.DEAD)
 
 
