@@ -68,7 +68,7 @@ function drawHead() {
   const rows = run.module(head).conditions.map(([name, of, sign, given]) => {
     // The map that a verdict rests on may be of another kind from checkpoint to checkpoint.
     const index = OF_MAP[name], kind = index && run.kindOf(index, head, moment);
-    const metric = index ? `${kind}_${index}` : of, limit = index === "entropy" ? DATA.limits.sparse[kind] : given;
+    const metric = index ? `${kind}_${index}` : of, limit = index === "entropy" && metric !== of ? DATA.limits.sparse[kind] : given;
     const value = run.raw.values[metric] ? run.value(metric, moment, head) : NaN, row = element("tr");
     const holds = Number.isFinite(value) && (sign === "<=" ? value <= limit : value >= limit);
     const known = Number.isFinite(value), bound = sign === "<=" ? ["≤", ">"] : ["≥", "<"];
