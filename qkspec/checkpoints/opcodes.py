@@ -150,6 +150,8 @@ def _into(count: int | None, action: Callable[["Reader", Any, list[Any]], None])
 
     def step(reader: "Reader", at: int) -> int:
         values = reader.items() if count is None else reader.pop(count)
+        if len(reader.stack) <= reader.floor:
+            raise IndexError
         action(reader, reader.stack[-1], values)
         return at
 

@@ -274,7 +274,7 @@ class Reader:
 
     def put(self, index: int) -> None:
         """Remember the top of the stack under a number."""
-        if self.count or not 0 <= index < _MAX_INT:
+        if self.count or not 0 <= index < _MAX_INT or len(self.stack) <= self.floor:
             raise ValueError
         self.memo[index] = self.stack[-1]
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from qkspec.checkpoints import pickles
 from qkspec.checkpoints.sequence import find_runs
 from qkspec.errors import InputError
 
@@ -108,15 +109,17 @@ def test_random_damage(name: str, tmp_path: Path) -> None:
         outcome(path)
 
 
-def test_damage_to_distributed_metadata(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparse", [0, 1 << 20], ids=["as a large one", "as a small one"])
+def test_damage_to_distributed_metadata(tmp_path: Path, sparse: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "_SPARSE", sparse)
     folder = tmp_path / "d"
     with pytest.warns(UserWarning, match="."):
         dcp.save({"model": STATE["model"]}, checkpoint_id=folder, no_dist=True)
-    data, chance = (folder / ".metadata").read_bytes(), random.Random(0)
-    for end in range(len(data)):
+    data, chance = (folder / ".metadata").read_bytes(), random.Random(sparse)
+    for end in range(sparse % 3, len(data), 2):
         (folder / ".metadata").write_bytes(data[:end])
         assert outcome(folder)
-    for _ in range(700 * SCALE):
+    for _ in range(350 * SCALE):
         bad = bytearray(data)
         for _ in range(chance.choice((1, 2, 5))):
             bad[chance.randrange(len(bad))] = chance.randrange(256)

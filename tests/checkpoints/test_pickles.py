@@ -32,8 +32,14 @@ def load(data: bytes) -> Any:
 
 
 @settings(max_examples=200, deadline=None)
-@given(VALUES, st.integers(0, 5))
-def test_plain_values_at_every_protocol(value: Any, protocol: int) -> None:
+@given(VALUES, st.integers(0, 5), st.sampled_from([0, 1 << 20]))
+def test_plain_values_at_every_protocol(value: Any, protocol: int, sparse: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickles, "_SPARSE", sparse)
+        assert_loads(value, protocol)
+
+
+def assert_loads(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     if protocol < 3 and (b"_codecs" in data or b"builtin" in data):  # bytes are a call there, which stays unmade
         load(data)
@@ -228,6 +234,12 @@ def test_wide_text_is_counted_by_its_width() -> None:
     wide = b"\x80\x04(" + (b"\x8c\xcc" + letter.encode()) * 170_000 + b"l."
     with pytest.raises(CheckpointError, match="copies or widens"):
         Reader("file.pt", PLAIN).load(wide)
+
+
+@pytest.mark.parametrize("data", [b"](.", b"](K\x01(K\x02ee.", b"(q\x00.", b"(](K\x01e(e."])
+def test_nothing_reaches_below_a_mark(data: bytes) -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(data)
 
 
 @pytest.mark.parametrize("data", [b"\x80\x04]\x94]q\x07\x86.", b"\x80\x04]q\x00]\x94\x86."])
