@@ -22,7 +22,8 @@ LLAMA = Layout(
      "qwen2_5_vl_text", "arcee", "aria_text", "bitnet", "cwm", "seed_oss", "internlm3", "solar_open",
      "iquestcoder", "higgs_audio_v2", "csm", "emu3_text_model", "unlimited_ocr_text",
      "qwen2_5_omni_text", "ministral", "doge", "paddleocr_vl_text", "voxtral_realtime_text",
-     "csm_depth_decoder_model", "qwen2_5_omni_talker", "lfm3", "deepseek_ocr2_text"),
+     "csm_depth_decoder_model", "qwen2_5_omni_talker", "lfm3", "deepseek_ocr2_text",
+     "cosmos3_edge_text"),
     QK, norm=RMS, qk_norm=PER_HEAD, rotary=HALVES, causal=True, by_name=True,
 )
 OTHER = ("the keys come from another model",)

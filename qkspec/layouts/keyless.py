@@ -15,12 +15,14 @@ KEYLESS = {
     ".w_g": "additive attention: queries are summed before any meets a key, so there is no query-key matrix",
     "channel_attn.qkv.weight": "attention between channels: tokens are what is summed over, so no logit holds W_q'W_k",
     "query_key.weight": "hashing: queries are their own keys on the unit sphere, and tokens meet that hash alike",
-    "conv_qk_grouped.weight": "convolutions mix queries and keys with each other and with those of tokens before them",
-    "k_sconv.weight": "a short convolution makes each key of several tokens, so that no one matrix makes a logit",
+    "conv_qk_grouped.weight": "convolutions: they mix queries and keys with each other and with those of tokens before",
+    "k_sconv.weight": "short convolutions: each key is made of several tokens, so that no one matrix makes a logit",
     "qkv_proj.convolution.weight": "linear attention: one number a token stands in for its query, and meets no key",
 }
 KEYLESS["self_attn.output_gate.weight"] = NO_SOFTMAX  # MiniMax's lightning attention
-KEYLESS |= dict.fromkeys(("k_sconv.static_weight", "k_sconv.static_w"), KEYLESS["k_sconv.weight"])
+KEYLESS |= dict.fromkeys(
+    ("k_sconv.conv1d.weight", "k_sconv.static_weight", "k_sconv.static_w"), KEYLESS["k_sconv.weight"]
+)
 # Model types that attend in another way under the same names.
 OTHERWISE = {"autoformer": "autocorrelation: a query meets keys shifted in time, so no logit is a query times a key"}
 ENDINGS = tuple(KEYLESS)
@@ -30,7 +32,9 @@ ATTENTION = re.compile(r"att(?:e?n|_)|query|[qk]_?proj|qkv|(^|[._])w?[qk](_|\.|$
 def without_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the paths of modules that look like attention and multiply no query with a key, each with why."""
     return {
-        name.removesuffix(".weight").rpartition(".")[0].removesuffix(".k_sconv"): next(why for end, why in KEYLESS.items() if name.endswith(end))
+        name.removesuffix(".weight").rpartition(".")[0].removesuffix(".k_sconv"): next(
+            why for end, why in KEYLESS.items() if name.endswith(end)
+        )
         for name in names
         if name.endswith(ENDINGS)
     }

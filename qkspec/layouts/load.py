@@ -25,6 +25,7 @@ from qkspec.layouts.roles import BATCH_NORM
 from qkspec.qk import Array, Factored, Norm, QKLayer, QKNorm
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # products and norms of anything: NaN stays NaN
 def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa: ARG001 - it vouches for the module
     """Return one attention module with its weights cut into heads; only its own tensors are read.
 
@@ -86,14 +87,14 @@ def _latent(store: Store, module: Module) -> tuple[Array, Array, Factored | None
         if role in gains and width is not None and gains[role].size != width:
             raise LayoutError(f"{module.name}: {roles[role]} has {gains[role].size} entries for a latent of {width}")
     assert isinstance(module.row.weights, Latent)
+    if module.row.weights.joined:
+        read["q_a"] = np.concatenate([read["q_a"], read["q_a"]])
     if "q_b" in read and read["q_b"].shape[1] != len(read["q_a"]):
         made, taken = len(read["q_a"]), read["q_b"].shape[1]
         raise LayoutError(f"{roles['q_a']} makes {made} entries, {roles['q_b']} takes {taken}")
-    if module.row.weights.joined:
-        read["q_a"] = np.concatenate([read["q_a"], read["q_a"]])
-        read["q_b"] = (
-            read["q_b"].reshape(counts.heads, -1, len(read["q_a"]))[:, : counts.d_q].reshape(-1, len(read["q_a"]))
-        )
+    if module.row.weights.joined:  # behind each head's queries stand its gates
+        by_head = read["q_b"].reshape(counts.heads, -1, len(read["q_a"]))
+        read["q_b"] = by_head[:, : counts.d_q].reshape(-1, len(read["q_a"]))
     if module.row.weights.scaled:
         for role in {"q_b", "kv_b"} & set(read):
             read[role] = read[role] * np.sqrt(module.d_model / read[role].shape[1])

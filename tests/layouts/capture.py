@@ -102,7 +102,7 @@ class Watch(TorchFunctionMode):
         """Note that a norm inside a module is handed its whole input, which is the same as a norm in front of it."""
         module = self.stack[-1]
         x, y, natural, natural_y = self.inputs.get(module, (None,) * 4)
-        if given is not x and given is not y:
+        if self.interface or (given is not x and given is not y):
             return False
         raw, raw_y = self.raw.setdefault(module, (natural, natural_y))
         seen = natural is not raw
@@ -146,7 +146,9 @@ class Watch(TorchFunctionMode):
         x, y, natural, natural_y = self.inputs[owner]
         if shape_up(k, y) is None:  # the second argument was something else, and keys come from the first
             y, natural_y = x, natural
-        if shape_up(k, y) is None and k.ndim == 4 and factor is not None:  # keys made of other states follow the module's own
+        if (
+            shape_up(k, y) is None and k.ndim == 4 and factor is not None
+        ):  # keys made of other states follow the module's own
             k = k[:, :, : y.shape[-2]]
         made = shape_up(q, x), shape_up(k, y)
         if made[0] is None or made[1] is None or made[0].shape[-1] != made[1].shape[-1]:

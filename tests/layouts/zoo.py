@@ -613,6 +613,7 @@ CASES = (
     Case("hrm_text", {"num_layers_per_stack": 1}, feed={"use_cache": False}),
     Case("minimax_m3_vl_text", {"rotary_dim": 16}, auto="MiniMaxM3VLTextModel"),
     Case("paddleocr_vl_text", mrope(4, 2, 2), auto="PaddleOCRTextModel"),
+    Case("cosmos3_edge_text", mrope(4, 2, 2), auto="Cosmos3EdgeTextModel"),
     Case("glm_image_text", GLM, auto="GlmImageTextModel"),
     Case(
         "qwen2_5_omni_talker",
