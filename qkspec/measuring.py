@@ -158,13 +158,19 @@ def measure_modules(checkpoint: Checkpoint, found: Plan, modules: Iterable[int],
     The next ones are read meanwhile, so that a slow disk or server and the processor work at the same time.
     """
     ahead = map if _reads_more(settings) else one_ahead
+    parts: list[Part] = []
     if settings.device == "cpu":
-        layers = ahead(lambda index: (index, _read(checkpoint, found, index, settings)), modules)
-        return [_part(checkpoint, index, layer, settings) for index, layer in layers]
+        for index, layer in ahead(lambda index: (index, _read(checkpoint, found, index, settings)), modules):
+            parts.append(_part(checkpoint, index, layer, settings))
+            del layer  # before the one after the next is begun: a list comprehension would hold three
+        return parts
     batches = ahead(
         lambda batch: [(index, _read(checkpoint, found, index, settings)) for index in batch], _batches(found, modules)
     )
-    return [part for batch in batches for part in _measure_on_device(checkpoint, batch, settings)]
+    for batch in batches:
+        parts += _measure_on_device(checkpoint, batch, settings)
+        del batch
+    return parts
 
 
 def _batches(found: Plan, modules: Iterable[int]) -> Iterator[list[int]]:

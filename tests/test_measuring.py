@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 from slowweb import slow_web
 
-from qkspec import metrics
+from qkspec import measuring, metrics
 from qkspec.analysis import Settings, analyze
 from qkspec.engine import one_ahead
 
@@ -52,6 +52,20 @@ def test_results_keep_their_order_and_two_exist_at_a_time():
         assert len(alive) <= 3  # the caller's variable still holds the last one while the next is handed over
         del large
         assert len(alive) <= 2
+
+
+def test_two_modules_are_in_memory_at_a_time(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Large:
+        def __init__(self):
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(measuring, "_read", lambda *_: Large())
+    monkeypatch.setattr(measuring, "_part", lambda checkpoint, index, layer, settings: index)
+    assert measuring.measure_modules(None, None, range(500), Settings()) == list(range(500))
+    assert max(most) <= 2
 
 
 def test_an_exception_comes_when_its_turn_does():
