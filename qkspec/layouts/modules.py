@@ -148,7 +148,8 @@ class Finder:
             unknown=row.unknown
             + guessed
             # a norm of q and k that is not followed leaves no logit known, as an unknown input norm does
-            + tuple(line for name in odd[:1] for line in (f"{name}, which the {row.name} layout does not know", LOGITS)),
+            + tuple(f"{name}, which the {row.name} layout does not know" for name in odd[:1])
+            + (LOGITS,) * bool(odd),
         )
 
     def _matrix(self, name: str, claim: Claim) -> tuple[int, ...]:

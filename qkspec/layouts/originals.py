@@ -82,8 +82,8 @@ ORIGINALS = (
     MEGATRON,
     *MEGATRON_TOLD,
     # transformer.blocks.0.att_proj: OLMo 1 without gains, with gains, OLMo 2 with norms behind its blocks
-    *(Layout("olmo (original)", ("hf_olmo",), Fused("blocks.{}.att_proj"), by_name=True, causal=True, when=when, full=True,
-        norm=norm, qk_norm=QKNormAt("blocks.{}.q_norm", "blocks.{}.k_norm", "auto", per_head=False),
+    *(Layout("olmo (original)", ("hf_olmo",), Fused("blocks.{}.att_proj"), by_name=True, causal=True, full=True,
+        when=when, norm=norm, qk_norm=QKNormAt("blocks.{}.q_norm", "blocks.{}.k_norm", "auto", per_head=False),
         rotary=RotaryRule(flag=("rope", True)), clamp="clip_qkv")
         for when, norm in (
         ({"norm_after": False, "layer_norm_with_affine": (False,)}, InputNorm(None, "layer")),
@@ -102,7 +102,8 @@ ORIGINALS = (
         proof="layers.{}.sa_norm.scale", norm=InputNorm("layers.{}.sa_norm", "rms"), unknown=UNSAID,
         qk_norm=QKNormAt("layers.{}.attn.q_norm", "layers.{}.attn.k_norm")),
     *(Layout("x-transformers", (), Separate("layers.{}.1.to_q", "layers.{}.1.to_k"), by_name=True, head_width=64,
-        proof=f"layers.{{}}.0.0.{gain}", remarks=WIDE, unknown=UNSAID) for gain in ("gamma", "g")),  # gain, or gain - 1
+        proof=f"layers.{{}}.0.0.{gain}", remarks=WIDE, unknown=UNSAID)
+        for gain in ("gamma", "g")),  # which is the gain in some versions, and the gain - 1 in others
     Layout("transformer_lens", (), Separate("blocks.{}.attn.W_Q", "blocks.{}.attn.W_K", heads_first=True), by_name=True,
         causal=True, biases=("blocks.{}.attn.b_Q", "blocks.{}.attn.b_K"), norm=InputNorm("blocks.{}.ln1", "auto")),
 )
