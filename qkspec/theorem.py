@@ -291,7 +291,7 @@ def _tests(readings: Readings, limits: Limits, random_rank: F64) -> list[_Test]:
     diagonal, _ = map_index(readings, "diagonal")
     kind = KINDS[int(kinds[0])] if rows and (kinds == kinds[0]).all() else KINDS[0]
     sparse = np.array(limits.sparse)[kinds]
-    # The real entropy of QK-norm heads lay 0.06 above to 0.17 below the predicted (r 0.86-0.93), of others 0.5 below
+    # The real entropy of QK-norm heads lay 0.06 above to 0.17 below the predicted (r 0.64-0.93), of others 0.5 below
     predicted = (kinds == 0) & np.isfinite(readings.metric("logit_bound"))
     sparse = np.where(predicted, np.minimum(sparse, limits.random_entropy), sparse)
     errors = np.where(kinds == 0, readings.metric("predicted_entropy_error"), np.nan)
