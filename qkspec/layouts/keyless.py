@@ -17,6 +17,7 @@ KEYLESS = {
     "query_key.weight": "hashing: queries are their own keys on the unit sphere, and tokens meet that hash alike",
     "conv_qk_grouped.weight": "convolutions: they mix queries and keys with each other and with those of tokens before",
     "k_sconv.weight": "short convolutions: each key is made of several tokens, so that no one matrix makes a logit",
+    "dot_product_scoring.query_proj.weight": "scores of each query against the prompt, with no softmax over keys",
     "qkv_proj.convolution.weight": "linear attention: one number a token stands in for its query, and meets no key",
 }
 KEYLESS["self_attn.output_gate.weight"] = NO_SOFTMAX  # MiniMax's lightning attention
