@@ -82,7 +82,7 @@ def plan(
             and stored not in read_here
             and not COPIES.search(name)
         ):
-            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name))
+            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, names))
     remarks = tuple(dict.fromkeys(filter(None, guesses.values())))
     known = {claim.scope.model_type for claim in chosen if claim.called}
     if known:
@@ -207,12 +207,15 @@ def _apart(
     return {path: why for path, why in skipped.items() if why not in APART or path in strange}, tuple(told)
 
 
-def _why_unread(name: str) -> str:
+def _why_unread(name: str, names: Collection[str]) -> str:
     if "linear_attn" in name or "mamba" in name:
         return NO_SOFTMAX
     if ".indexer." in name:
         return INDEXER
-    return TOKENS if name.rpartition(".")[2] == "query" else f"no layout reads {name}"
+    path, _, leaf = name.removesuffix(".weight").rpartition(".")
+    keys = f"{path}.key" if path else "key"
+    alone = leaf == "query" and not any(other.startswith(keys) for other in names)
+    return TOKENS if alone else f"no layout reads {name}"
 
 
 def _guess(claim: Claim) -> str:
