@@ -16,7 +16,7 @@ from hashlib import blake2b
 
 from qkspec.checkpoints.config import CONFIGS, STATES
 from qkspec.checkpoints.files import Blob, Folder, LocalBlob
-from qkspec.checkpoints.formats import Place
+from qkspec.checkpoints.formats import COMMON, Place
 from qkspec.checkpoints.union import read_index
 
 _EDGE, _SAMPLE, _SAMPLES = 1 << 16, 1 << 12, 16
@@ -73,7 +73,7 @@ def _weights(place: Place) -> Iterator[tuple[Folder, str]]:
 
 def _beside(folder: Folder) -> Iterator[tuple[Folder, str]]:
     entries = folder.entries()
-    yield from ((folder, name) for name in (*CONFIGS, *STATES) if entries.get(name) is False)
+    yield from ((folder, name) for name in (*CONFIGS, *STATES, COMMON) if entries.get(name) is False)
 
 
 def _mix(state: "blake2b", blob: Blob) -> None:

@@ -228,6 +228,7 @@ def _refuse(blob: Blob, what: str, then: str) -> NoReturn:
 
 _MAX_PEEK = 1 << 20  # bytes of pickle, a tenth of a second: more is not read twice for the sake of a step
 METADATA = ".metadata"  # of a distributed checkpoint
+COMMON = "common.pt"  # beside it, of Megatron-core: the run's arguments
 _BINARIES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".pt.tar", ".pth.tar")
 SAFETENSORS = Format(
     "safetensors",

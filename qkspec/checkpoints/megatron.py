@@ -9,12 +9,12 @@ from typing import Any
 
 from qkspec.checkpoints.config import find_step
 from qkspec.checkpoints.files import Folder
+from qkspec.checkpoints.formats import COMMON
 from qkspec.checkpoints.pickles import keep
 from qkspec.checkpoints.torchfile import HANDLERS, TorchFile
 from qkspec.checkpoints.wrappers import children, plain
 from qkspec.errors import CheckpointError
 
-COMMON = "common.pt"
 _MAX_COMMON = 8 << 20  # bytes of its pickle
 
 

@@ -77,9 +77,11 @@ def test_query_groups_count_only_where_they_are_on(tmp_path: Path, changed: dict
 def test_gains_stored_minus_one_and_adjacent_pairs(sample: Path) -> None:
     folder = sample / "iter_0000700"
     before = next(iter(attention_layers(open_checkpoint(folder))))
+    mark = find_runs([str(folder)])[0].sources[0].fingerprint()
     config = dict(open_checkpoint(folder).config) | {"apply_layernorm_1p": True, "rotary_interleaved": True}
     torch.save({"args": argparse.Namespace(**config), "iteration": 5}, folder / "common.pt")
     after = next(iter(attention_layers(open_checkpoint(folder))))
+    assert find_runs([str(folder)])[0].sources[0].fingerprint() != mark
     assert before.q_input is not None
     assert after.q_input is not None
     np.testing.assert_allclose(after.q_input.gain, before.q_input.gain + 1)
