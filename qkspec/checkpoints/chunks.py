@@ -4,6 +4,7 @@ It is a pickle that torch's own reader unpickles without any restriction; here i
 thousand ranks write hundreds of megabytes of it, so its records become columns of numbers while it is read.
 """
 
+import re
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -164,12 +165,13 @@ class Metadata:
 _NO_METADATA = "is not the metadata of a distributed checkpoint; it is damaged"
 _GATHER = "gather it with torch's dcp_to_torch_save first"
 _MAX_COUNT = 1 << 60
+_CHAINED = re.compile(r"^chained_\d+\.")  # Megatron-core, where experts have an optimizer of their own
 
 
 def _model_name(name: str, paths: object) -> str | None:
     """Return a tensor's name inside the model; None when it belongs to the optimizer or elsewhere in the trainer."""
     path = paths.get(name) if isinstance(paths, dict) else None
-    parts = [str(part) for part in path] if isinstance(path, tuple) and path else name.split(".")
+    parts = [str(part) for part in path] if isinstance(path, tuple) and path else _CHAINED.sub("", name).split(".")
     if is_decoy(parts[0]):
         return None
     if isinstance(path, tuple) and len(parts) > 1 and parts[0] in WEIGHT_KEYS:

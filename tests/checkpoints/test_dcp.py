@@ -122,6 +122,22 @@ def test_only_the_chunks_of_the_rows_are_read(tmp_path: Path) -> None:
     assert store.bytes_read - opened < 10 * 50 * 4 + 2000
 
 
+def test_optimizers_of_megatron_are_left_out(tmp_path: Path) -> None:
+    weights = {"decoder.layers.self_attention.linear_qkv.weight": torch.randn(2, 12, 4)}
+    moments = {
+        f"{front}optimizer.state.{kind}.{name}": torch.ones(2, 12, 4)
+        for front in ("", "chained_0.", "chained_1.")
+        for kind in ("exp_avg", "fp32_param")
+        for name in weights
+    }
+    folder = save({**weights, **moments}, tmp_path / "iter_0000005")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata.planner_data = None  # as its own planner leaves it
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    names = [f"decoder.layers.{layer}.self_attention.linear_qkv.weight" for layer in range(2)]
+    assert list(open_checkpoint(folder).store.names()) == names
+
+
 def test_accelerate_puts_it_in_a_folder_of_its_own(tmp_path: Path) -> None:
     weights = {"model.layers.0.w": torch.randn(3, 2)}
     save({"model": weights}, tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0")
