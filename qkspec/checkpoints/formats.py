@@ -172,10 +172,14 @@ def _find_dcp(folder: Folder) -> tuple[str, ...]:
 
 def _open_dcp(folder: Folder, files: tuple[str, ...]) -> Opened:
     from qkspec.checkpoints.dcp import DcpStore
+
+    store = DcpStore(folder, files[0])
+    if folder.entries().get(COMMON) is not False:
+        return Opened(store, {})
     from qkspec.checkpoints.megatron import read_common
 
     config, step = read_common(folder)
-    return Opened(DcpStore(folder, files[0]), config, bool(config), step)
+    return Opened(store, config, bool(config), step)
 
 
 # How files begin that people point us at, what they are, and what to do instead.

@@ -26,12 +26,10 @@ class _Inert(dict[str, Callable[..., Any]]):
 
 
 def read_common(folder: Folder) -> tuple[Mapping[str, Any], int | None]:
-    """Return the run's arguments as a config, and the iteration; {} and None where there are none to read.
+    """Return the run's arguments as a config, and the iteration; {} and None where they cannot be told.
 
     What cannot be read is not an error here: the count of heads is then asked for, never guessed.
     """
-    if folder.entries().get(COMMON) is not False:
-        return {}, None
     try:
         with closing(folder.blob(COMMON)) as blob:
             top = children(TorchFile(blob, _MAX_COMMON, _Inert(HANDLERS)).root) or {}
