@@ -146,6 +146,7 @@ def _tokens(seed: int, d: int, d_k: int, tokens: int) -> tuple[F32, F32]:
     return x, y
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # weights may be anything; a map not finite is NaN
 def logits(layer: QKLayer, x: F32, y: F32) -> F32:
     """Return the logits of given inputs under one module's weights, before the causal mask.
 
@@ -167,10 +168,9 @@ def logits(layer: QKLayer, x: F32, y: F32) -> F32:
     if layer.rotary is not None:
         q, k = _rotate(q, layer.rotary), _rotate(k, layer.rotary)
     k = np.repeat(k, layer.heads // layer.kv_heads, axis=0)
-    with np.errstate(over="ignore", invalid="ignore"):  # weights may be anything; a map that is not finite is NaN
-        found = (q @ k.transpose(0, 2, 1)) * scale
-        if layer.softcap is not None:
-            found = layer.softcap * np.tanh(found / layer.softcap)
+    found = (q @ k.transpose(0, 2, 1)) * scale
+    if layer.softcap is not None:
+        found = layer.softcap * np.tanh(found / layer.softcap)
     return found.astype(np.float32, copy=False)
 
 

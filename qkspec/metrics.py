@@ -235,6 +235,7 @@ def names(
     return (*ordered[:at], *(f"sec_{s}" for s in sizes), *ordered[at:], *further)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # weights may be anything; what is not finite is empty
 def measure(
     layer: QKLayer,
     sizes: Sequence[int] = DEFAULT_SIZES,

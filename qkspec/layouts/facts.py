@@ -96,11 +96,11 @@ def rope_parameters(config: Config, layer: int) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
         if isinstance(value, dict):
-            kinds = config.get("layer_types")
-            kind = kinds[layer] if isinstance(kinds, list) and layer < len(kinds) else None
+            stated = _listed(config, "layer_types", layer)
+            kind = stated if isinstance(stated, str) else None
             # DeepSeek-V4 names them after what a layer's keys are, not after the layer's type
             rotates = kind if kind in value else "main" if kind == "sliding_attention" else "compress"
-            nested = value.get(rotates) if isinstance(kind, str) else None
+            nested = value.get(rotates) if kind is not None else None
             found |= nested if isinstance(nested, dict) else value
     return found
 

@@ -18,6 +18,7 @@ from qkspec.qk import QKLayer
 
 __all__ = ["Module", "Plan", "attention_layers", "plan"]
 
+MAX_SCOPES = 64  # configs in a config; the models of transformers have a dozen at most
 SUSPECTS = frozenset(
     (
         *(
@@ -59,7 +60,9 @@ def plan(
     """
     refuse.adapter(checkpoint)
     names = {name: name for name in checkpoint.store.names()}
-    parts = tuple(scopes(checkpoint.config))
+    parts = tuple(islice(scopes(checkpoint.config), MAX_SCOPES + 1))
+    if len(parts) > MAX_SCOPES:  # every name is held against every one
+        raise LayoutError(f"config.json: describes more than {MAX_SCOPES} models in one another; is it the right file?")
     pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
     found, skipped = _without_copies(claims(names, pairs, parts))

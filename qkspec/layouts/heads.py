@@ -56,7 +56,7 @@ def count(config: Config, keys: Sequence[str] | int, numbers: tuple[int, ...] = 
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1 << 20 or value != int(value):
-        raise LayoutError(f"config.json: {_found(config, keys)} is {value!r}, which is no count of heads")
+        raise LayoutError(f"config.json: {_found(config, keys)} is {repr(value)[:60]}, which is no count of heads")
     return int(value)
 
 
