@@ -67,6 +67,7 @@ class Case:
         one: parts of the names of parameters that are set to one (factors of whole heads).
         inside: what the names of input norms end in that stand inside an attention module, so that what is handed to
             it is not normalised.
+        wide: let ``.float()`` leave float64 alone, for models that compute their logits in float32 come what may.
         norms: False where the input norm differs between calls of shared weights.
     """
 
@@ -80,6 +81,7 @@ class Case:
     unrun: int = 0
     every: int = 1
     norms: bool = True
+    wide: bool = False
     inside: tuple[str, ...] = ()
     also: tuple[tuple[str, dict[str, Any]], ...] = ()
     whole: bool = True

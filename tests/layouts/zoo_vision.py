@@ -834,6 +834,7 @@ CASES = (
         "gemma4_audio",
         heads("layers.0.self_attn", "layers.1.self_attn", hidden_states=(48, 1, 32), position_embeddings=(1, 32)),
         changes={"attention_chunk_size": 1, "attention_context_left": 1, "attention_logit_cap": 1e9},
+        wide=True,
         norms=False,
     ),
     parts(
