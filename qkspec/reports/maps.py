@@ -25,7 +25,7 @@ def write(report: Report, out: Path) -> None:
     tensors = {MAP + keys[key]: codes for key, codes in report.maps.pictures.items()}
     tensors |= {ERROR + keys[key]: np.ascontiguousarray(errors) for key, errors in report.maps.errors.items()}
     for kind, own in report.maps.given.items():
-        tensors |= {f"{kind}/{keys[key]}": codes for key, codes in own.items()}
+        tensors |= {f"{kind}/{keys[key]}": np.ascontiguousarray(codes) for key, codes in own.items()}
     about = {"cell": report.maps.cell, "note": report.maps.note}
     save_file(tensors, out, metadata={"qkspec": json.dumps(about)})  # one entry: several come in any order
 
