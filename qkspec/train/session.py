@@ -65,7 +65,8 @@ def _single(request: Request, world: World) -> int:
     changes = {name: request.knobs[name] for name in request.given}
     config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
-    start, last, validated = time.perf_counter(), Step(0), Step(0)
+    start, validated = time.perf_counter(), Step(0)
+    last: Step | None = None
     services = words(request.log) if world.leads else []
     loggers.check(services)
     with runs.listening() as stop:
@@ -81,7 +82,7 @@ def _single(request: Request, world: World) -> int:
         console.print(summary(config, folder, last, validated, time.perf_counter() - start))
     if stop.code:
         return stop.code
-    return FAILED if request.fail_on_nan and last.outcome != "ok" else 0
+    return FAILED if request.fail_on_nan and last and last.outcome != "ok" else 0
 
 
 def words(text: str) -> list[str]:
@@ -131,17 +132,21 @@ def default_folder(config: TrainConfig) -> Path:
     return Path("runs", "-".join([*parts, f"s{config.seed}"]))
 
 
-def summary(config: TrainConfig, folder: Path, last: Step, validated: Step, seconds: float) -> str:
+def summary(config: TrainConfig, folder: Path, last: Step | None, validated: Step, seconds: float) -> str:
     """Return what is said at the end: outcome, losses, runtime, and where the checkpoints are.
 
     Args:
         config: of the run.
         folder: of the run.
-        last: its last step.
+        last: its last step; None where it had none to make.
         validated: the last one with a validation loss, if any had one.
         seconds: what it took.
     """
-    count = len(save.checkpoints(folder))
+    kept = save.checkpoints(folder)
+    where = f"{len(kept)} checkpoints in {folder}; read them with: qkspec analyze {folder}"
+    trained = f"{config.model} with {config.optimizer}"
+    if last is None:
+        return f"{trained}: already finished at step {max(kept, default=0)}; --steps goes further\n{where}"
     losses = [] if last.loss is None else [f"train loss {last.loss:.3f}"]
     if validated.validation is not None:
         earlier = f" at step {validated.step}" if validated.step != last.step else ""
@@ -149,7 +154,4 @@ def summary(config: TrainConfig, folder: Path, last: Step, validated: Step, seco
     outcome = f"step {last.step} of {config.steps} in {seconds:.1f} s"
     if last.outcome != "ok":
         outcome += f", ended early: {last.outcome}"
-    return (
-        f"{config.model} with {config.optimizer}: {outcome}; {', '.join(losses) or 'nothing was trained'}\n"
-        f"{count} checkpoints in {folder}; read them with: qkspec analyze {folder}"
-    )
+    return f"{trained}: {outcome}; {', '.join(losses)}\n{where}"

@@ -32,6 +32,8 @@ def test_a_run_says_its_losses_and_where_the_checkpoints_are(
     assert f"qkspec analyze {out}" in said.out
     assert said.err == ""
     assert sorted(p.name for p in out.glob("step-*")) == [f"step-{s:06d}" for s in (0, 2, 5, 6)]
+    assert main(["train", "--resume", str(out), "-q"]) == 0
+    assert "already finished at step 6;" in capsys.readouterr().out
     assert main(["train", "--resume", str(out), "--steps", "8", "-q"]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == list(range(9))
