@@ -10,6 +10,8 @@ from qkspec.attention import effective_rank
 
 F64 = NDArray[np.float64]
 
+WIDE = 512  # of a head: what a random one of more shows is read off one of this width
+
 
 def sec(sigma: F64, s: int) -> F64:
     """Return the spectral energy concentration SEC(d_q, s), equation 4: the share of Σσ² in the s largest.
@@ -61,25 +63,36 @@ def positive_fraction(eigenvalues: NDArray[np.complex128]) -> F64:
 
 
 @lru_cache(maxsize=256)
-def random_init(d: int, d_k: int, d_q: int, s: int, draws: int = 32) -> tuple[float, float, float]:
+def random_init(d: int, d_k: int, d_q: int, s: int) -> tuple[float, float, float]:
     """Return what independent Gaussian W_q, W_k show: the 5th and 95th percentile of SEC(d_q, s), and the median rank.
 
     The triangle of a Gaussian matrix's QR factorisation has a known law (Bartlett): chi variables on the diagonal and
-    normal ones above it, so no d x d_q matrix is drawn.
+    normal ones above it, so no d x d_q matrix is drawn. A head wider than WIDE is drawn with all widths in proportion:
+    only their ratios matter then (0.3 % of a head of 1,024). Few wide heads are drawn, since they hardly differ.
 
     Args:
         d: width of the queries' input.
         d_k: width of the keys' input.
         d_q: width of a head.
         s: of SEC.
-        draws: how many heads to draw.
 
     Returns:
         (low, high) of SEC(d_q, s) and the median effective rank.
     """
-    sigma = _random_sigma(d, d_k, d_q, draws)
-    shares, ranks = np.sort(sec(sigma, min(s, sigma.shape[1]))), np.sort(spectral_effective_rank(sigma))
+    ratio = max(1.0, d_q / WIDE)
+    sigma = _random_sigma(*(max(1, round(width / ratio)) for width in (d, d_k, d_q)))
+    shares, ranks = np.sort(_share_of(sigma, s / ratio)), np.sort(spectral_effective_rank(sigma)) * ratio
+    draws = len(ranks)
     return _quantile(shares, 0.05), _quantile(shares, 0.95), float(ranks[(draws - 1) // 2] + ranks[draws // 2]) / 2
+
+
+def _share_of(sigma: F64, s: float) -> F64:
+    """Return SEC(d_q, s) of heads, (heads,), where s may lie between two numbers of directions."""
+    cumulative = _cumulative_shares(sigma)
+    whole = min(int(s), sigma.shape[1])
+    below = cumulative[:, whole - 1] if whole else np.zeros(len(sigma))
+    above = cumulative[:, min(whole, sigma.shape[1] - 1)]
+    return np.asarray(below + (s - whole) * (above - below) if s > whole else below)
 
 
 def _top(sigma: F64) -> F64:
@@ -107,13 +120,17 @@ def _quantile(ordered: F64, share: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _random_sigma(d: int, d_k: int, d_q: int, draws: int) -> F64:
+def _random_sigma(d: int, d_k: int, d_q: int) -> F64:
     """Draw the singular values of random heads, (draws, d_q): the same for every s of SEC, and not to be written to."""
     rng = np.random.default_rng((d, d_k, d_q, star(d_q)))
-    cores = np.stack([_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(draws)])
-    sigma: F64 = np.asarray(np.linalg.svd(cores, compute_uv=False), dtype=np.float64)
+    cores = (_bartlett(rng, d, d_q) @ _bartlett(rng, d_k, d_q).T for _ in range(_draws(d_q)))
+    sigma: F64 = np.stack([np.linalg.svd(core, compute_uv=False) for core in cores])
     sigma.setflags(write=False)
     return sigma
+
+
+def _draws(d_q: int) -> int:
+    return min(32, max(8, 32 * 128**2 // d_q**2))
 
 
 def _bartlett(rng: np.random.Generator, d: int, d_q: int) -> F64:

@@ -193,7 +193,11 @@ def _unmapped(readings: Readings) -> NDArray[np.bool_]:
 
 
 def _runs(report: Report, policy: Policy, found: _Findings) -> None:
-    """Hold each run's share of heads that are concentrated and large at its last checkpoint."""
+    """Hold what a run's heads say together at its last checkpoint."""
+    for run, state in report.states.items():
+        if state.dead and not state.judged:  # there is no spectrum that could cross a threshold
+            what = f"W_q'W_k = 0 in every head ({state.dead}): health"
+            found.unmeasured.append(Failure(run, what, None, "a living head"))
     if policy.max_share is None:
         return
     for run, state in report.states.items():

@@ -20,7 +20,7 @@ from qkspec.trajectory import ALARM, LOST, SURGE, WARNED, HeadTable, RunState
 F64 = NDArray[np.float64]
 
 SCHEMA = 1
-NOT_JUDGED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN)
+NOT_JUDGED = (Verdict.UNJUDGED, Verdict.NOT_APPLICABLE, Verdict.BROKEN, Verdict.DEAD)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,10 @@ class Report:
         return tuple(found)
 
     def random_band(self, row: int) -> tuple[float, float, float]:
-        """Return what random weights of a row's shape show: 5th and 95th percentile of SEC(d_q, s*), median rank."""
+        """Return what random weights of a row's shape show: 5th and 95th percentile of SEC(d_q, s*), median rank.
+
+        Keys are taken to be as wide as queries; readings do not hold the width of what cross-attention reads.
+        """
         d, d_q = (int(self.readings[name][row]) for name in ("d_model", "d_q"))
         return energy.random_init(d, d, d_q, energy.star(d_q))
 
@@ -181,6 +184,7 @@ def run_state(readings: Readings, verdicts: NDArray[np.object_], limits: Limits)
         frozen=table.spread(theorem.frozen(readings, limits, rank), fill=0),
         judged=table.spread(~_are(verdicts, *NOT_JUDGED), fill=0),
         broken=table.spread(_are(verdicts, Verdict.BROKEN), fill=0),
+        dead=table.spread(_are(verdicts, Verdict.DEAD), fill=0),
     )
 
 
@@ -223,6 +227,7 @@ def _reasons(state: RunState) -> tuple[Condition, ...]:
     found = (
         ("heads concentrated and large", "share", state.share, WARNED),
         ("heads concentrated and frozen", "frozen", state.frozen, LOST),
+        ("dead heads", "dead", float(state.dead), max(1.0, WARNED * (state.judged + state.dead))),
         ("malignant heads", "malignant", float(state.malignant), max(1.0, ALARM * state.judged)),
         ("median growth of ln sigma1 a step", "growth", state.growth, SURGE),
     )

@@ -99,7 +99,8 @@ class RunState:
     """What a run's heads say together, at its last checkpoint and on the way.
 
     Args:
-        verdict: "broken" (NaN or Inf weights), "lost", "warned", "sound", or "unjudged" when nothing could be judged.
+        verdict: "broken" (NaN or Inf weights), "lost", "warned", "sound", or "unjudged" when nothing could be judged,
+            a model of zeros too.
         share: of the judged heads that are concentrated and large at the last checkpoint.
         malignant: heads that are malignant at the last checkpoint.
         turned: the step at which the first head turned malignant, or None.
@@ -108,6 +109,7 @@ class RunState:
         growth: the largest growth of the median head's ln σ_1 a step between two checkpoints; NaN if there is none.
         frozen: of the judged heads, the share that is concentrated and frozen at the last checkpoint.
         judged: heads that could be judged at the last checkpoint.
+        dead: heads whose W_qᵀW_k is zero at the last checkpoint.
     """
 
     verdict: str
@@ -119,11 +121,13 @@ class RunState:
     growth: float = math.nan
     frozen: float = math.nan
     judged: int = 0
+    dead: int = 0
 
 
 def run_state(
-    steps: NDArray[np.int64], sigma1: F64, *, malignant: Truth, both: Truth, frozen: Truth, judged: Truth, broken: Truth
-) -> RunState:
+    steps: NDArray[np.int64], sigma1: F64, *,
+    malignant: Truth, both: Truth, frozen: Truth, judged: Truth, broken: Truth, dead: Truth,
+) -> RunState:  # fmt: skip
     """Judge a run by its heads: shares of them, never their mean.
 
     Args:
@@ -133,7 +137,8 @@ def run_state(
         broken: (n, heads) verdicts.
         both: (n, heads) concentrated and large.
         frozen: (n, heads) those of them that are frozen, see ``theorem.frozen``.
-        judged: (n, heads) verdict other than unjudged, broken or not applicable.
+        judged: (n, heads) verdict other than unjudged, broken, dead or not applicable.
+        dead: (n, heads) verdicts.
     """
     last = judged[-1]
     share = float(both[-1][last].mean()) if last.any() else math.nan
@@ -145,7 +150,7 @@ def run_state(
         verdict = "unjudged"
     elif lost >= LOST:
         verdict = "lost"
-    elif share >= WARNED or (bad and bad >= ALARM * last.sum()):
+    elif share >= WARNED or (bad and bad >= ALARM * last.sum()) or dead[-1].sum() >= WARNED * (last | dead[-1]).sum():
         verdict = "warned"
     else:
         verdict = "sound"
@@ -161,6 +166,7 @@ def run_state(
         float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan,
         lost,
         int(last.sum()),
+        int(dead[-1].sum()),
     )
 
 

@@ -75,6 +75,16 @@ def test_random_init_band(d, d_q, low, high):
     assert found[0] - 0.01 < secs.min() <= secs.max() < found[1] + 0.01
 
 
+@pytest.mark.parametrize(("d", "d_q"), [(640, 640), (1280, 640), (320, 640)])
+def test_a_wide_head_is_read_off_a_narrower_one_in_proportion(d, d_q):
+    rng = np.random.default_rng(1)
+    drawn = singular_values(rng.standard_normal((2, d_q, d)), rng.standard_normal((2, d_q, d)))[:, : min(d, d_q)]
+    assert energy.random_init(d, d, d_q, 1)[2] == pytest.approx(energy.spectral_effective_rank(drawn).mean(), rel=0.01)
+    for s in (8, 40, 200):
+        low, high, _ = energy.random_init(d, d, d_q, s)
+        assert (low + high) / 2 == pytest.approx(energy.sec(drawn, s).mean(), rel=0.02)
+
+
 def test_the_bands_of_a_shape_rest_on_one_draw():
     energy._random_sigma.cache_clear()
     bands = [energy.random_init(96, 80, 16, s) for s in range(1, 17)]

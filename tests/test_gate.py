@@ -82,7 +82,7 @@ def test_each_rule_holds_at_its_limit_and_fails_just_beyond(healthy, rule, metri
     assert failure.where == where(report(healthy), failure.row)
 
 
-@given(limit=st.floats(0, 2), value=st.one_of(st.floats(), st.just(math.nan)))
+@given(limit=st.floats(0, 2), value=st.one_of(st.floats().filter(bool), st.just(math.nan)))
 def test_a_value_passes_only_if_it_is_at_or_below_the_limit(limit, value):
     """``not (value <= limit)``: neither NaN nor infinity is ever accepted, whatever the limit."""
     one = with_values(table(random_layer(heads=1)), sigma1=value)
@@ -117,7 +117,16 @@ def test_a_collapsed_head_is_named(healthy, collapsed):
 
 
 def test_a_dead_head_exceeds_no_concentration_but_can_be_forbidden():
-    assert check(report(dead()), Policy(max_sec=0.5)).exit_code == 0
+    q, k = np.random.default_rng(0).standard_normal((2, 2, 16, 64))
+    q[1] = 0
+    one_dead = table(layer_of(q / 8, k / 8))
+    assert check(report(one_dead), Policy(max_sec=0.9)).exit_code == 0
+    assert check(report(one_dead), Policy(fail_on=frozenset({Verdict.DEAD}))).exit_code == 1
+
+
+def test_a_model_of_zeros_is_not_proven_healthy():
+    assert check(report(dead()), Policy(max_sec=0.5)).exit_code == 3
+    assert check(report(dead()), Policy(fail_on=frozenset({Verdict.MALIGNANT}))).exit_code == 3
     assert check(report(dead()), Policy(fail_on=frozenset({Verdict.DEAD}))).exit_code == 1
 
 

@@ -27,7 +27,7 @@ def test_first_and_settled_crossing():
 
 def state(**given):
     shape = (2, 4)
-    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "frozen", "broken")} | {
+    flags = {name: np.zeros(shape, dtype=bool) for name in ("malignant", "both", "frozen", "broken", "dead")} | {
         "judged": np.ones(shape, dtype=bool)
     }
     return trajectory.run_state(np.array([0, 10]), np.ones(shape), **{**flags, **given})
@@ -48,6 +48,8 @@ def heads(last, first=(0, 0, 0, 0)):
         ({"malignant": heads((1, 0, 0, 0))}, "warned"),
         ({"broken": heads((1, 0, 0, 0))}, "broken"),
         ({"judged": heads((0, 0, 0, 0))}, "unjudged"),
+        ({"judged": heads((1, 1, 1, 0)), "dead": heads((0, 0, 0, 1))}, "warned"),
+        ({"judged": heads((0, 0, 0, 0)), "dead": heads((1, 1, 1, 1))}, "unjudged"),
     ],
 )
 def test_a_run_is_judged_by_shares_of_heads(given, verdict):
@@ -63,7 +65,7 @@ def test_the_step_at_which_the_first_head_turned():
 def test_surge_is_growth_of_the_median_head():
     steps = np.array([0, 2, 4])
     fast = np.exp(0.3 * steps)[:, None] * np.ones((1, 4))
-    flags = {name: np.zeros((3, 4), dtype=bool) for name in ("malignant", "both", "frozen", "broken")}
+    flags = {name: np.zeros((3, 4), dtype=bool) for name in ("malignant", "both", "frozen", "broken", "dead")}
     assert trajectory.run_state(steps, fast, judged=np.ones((3, 4), dtype=bool), **flags).surge == 2
     slow = np.exp(0.01 * steps)[:, None] * np.ones((1, 4))
     assert trajectory.run_state(steps, slow, judged=np.ones((3, 4), dtype=bool), **flags).surge is None
@@ -80,7 +82,7 @@ def test_the_step_at_which_a_quarter_was_concentrated_and_large():
 def test_the_largest_growth_of_the_median_head():
     steps = np.array([0, 10, 20])
     sigma = np.exp(np.array([[0.0, 0, 0], [1, 2, 9], [1, 2, 9.5]]))
-    flags = {name: np.zeros((3, 3), dtype=bool) for name in ("malignant", "both", "frozen", "broken")}
+    flags = {name: np.zeros((3, 3), dtype=bool) for name in ("malignant", "both", "frozen", "broken", "dead")}
     found = trajectory.run_state(steps, sigma, judged=np.ones((3, 3), dtype=bool), **flags)
     assert found.growth == pytest.approx(0.2)
     assert np.isnan(state(malignant=heads((0, 0, 0, 0))).growth) or state().growth == 0
@@ -89,7 +91,7 @@ def test_the_largest_growth_of_the_median_head():
 @pytest.mark.parametrize(("heads_", "bad", "verdict"), [(8, 1, "warned"), (20, 1, "warned"), (144, 7, "sound")])
 def test_a_malignant_head_warns_by_its_share(heads_, bad, verdict):
     """Of 144 heads a sound model has some that look so; of 8, one is an eighth of the model."""
-    given = {name: np.zeros((1, heads_), dtype=bool) for name in ("both", "frozen", "broken")}
+    given = {name: np.zeros((1, heads_), dtype=bool) for name in ("both", "frozen", "broken", "dead")}
     malignant, judged = np.arange(heads_)[None] < bad, np.ones((1, heads_), dtype=bool)
     found = trajectory.run_state(np.array([0]), np.ones((1, heads_)), malignant=malignant, judged=judged, **given)
     assert (found.verdict, found.malignant, found.judged) == (verdict, bad, heads_)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 NO_SOFTMAX = "linear attention or a state space, to which Theorem 1 does not apply"
 BORROWED = "its keys are those that a layer before it made of other inputs: no W_q'W_k of its own"
 INDEXER = "an indexer, which chooses tokens for another module: its scores pass no softmax"
-APART = (NO_SOFTMAX, BORROWED, INDEXER)
 TOKENS = "a parameter that is called query: learned tokens, and no projection"
 
 # How a tensor's name ends ▸ why its module has no spectrum.
@@ -24,6 +23,11 @@ KEYLESS["self_attn.output_gate.weight"] = NO_SOFTMAX  # MiniMax's lightning atte
 KEYLESS |= dict.fromkeys(
     ("k_sconv.conv1d.weight", "k_sconv.static_weight", "k_sconv.static_w"), KEYLESS["k_sconv.weight"]
 )
+# Reasons that leave no gap in what was measured: no softmax over logits of queries and keys that are the module's own.
+APART = (NO_SOFTMAX, BORROWED, INDEXER, *(KEYLESS[end] for end in (
+    "sampling_offsets.weight", ".w_g", "channel_attn.qkv.weight", "dot_product_scoring.query_proj.weight",
+    "qkv_proj.convolution.weight",
+)))  # fmt: skip
 # Model types that attend in another way under the same names.
 OTHERWISE = {"autoformer": "autocorrelation: a query meets keys shifted in time, so no logit is a query times a key"}
 ENDINGS = tuple(KEYLESS)

@@ -23,7 +23,7 @@ from qkspec.reports.spectra import SavedSpectra
 from qkspec.theorem import Limits
 
 MAX_JSON = 256 << 20  # bytes; 100,000 sources, remarks and skipped files with long names stay below
-MAX_WIDTH = 8192  # of a head, d_q: what a random head of its shape shows is drawn when a report is judged
+MAX_WIDTH = 1 << 20  # of a head, d_q: what a random head of its shape shows is drawn when a report is judged
 
 
 def is_report(path: Path) -> bool:

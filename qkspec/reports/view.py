@@ -188,7 +188,8 @@ def state_sentence(view: RunView) -> str:
     if state.verdict == "broken":
         return f"weights hold NaN or Inf at {view.at(-1)}"
     if not np.isfinite(state.share):
-        return f"no head could be judged at {view.at(-1)}"
+        dead = f": W_qᵀW_k = 0 in {state.dead} of {len(view.last_rows())}" if state.dead else ""
+        return f"no head could be judged at {view.at(-1)}{dead}"
     judged, where = state.judged, view.at(-1)
     certain = f"κ ≥ {number(view.report.limits.certain)}"
     if state.verdict == "lost":
@@ -210,6 +211,8 @@ def _counted(view: RunView, size: str) -> str:
 def _beside(view: RunView) -> str:
     """Return what is to be said of a run that is warned by malignant heads alone, or sound."""
     state, alone = view.state, view.counts()[Verdict.CONCENTRATED]
+    if state.dead >= WARNED * (state.judged + state.dead):
+        return f"; W_qᵀW_k = 0 in {state.dead} of {state.judged + state.dead} heads, a warning from {WARNED:.0%}"
     bad = f"; {state.malignant} malignant ({state.malignant / max(state.judged, 1):.1%})"
     if state.verdict == "warned":
         return f"{bad}, a warning from {ALARM:.0%}"
