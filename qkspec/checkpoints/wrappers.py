@@ -131,7 +131,8 @@ def _choose(root: Any, top: Mapping[Any, Any], path: str) -> tuple[str, dict[str
             return key, tensors
     if any(isinstance(value, Tensor | Unreadable) for value in top.values()):
         return "", _tensors({k: v for k, v in top.items() if children(v) is None or not _DECOY.search(str(k))})
-    found = {str(key): tensors for key, value in top.items() if (tensors := _tensors(value))}
+    seen: set[int] = set()  # what lies under two keys is one set, and walked once
+    found = {str(key): tensors for key, value in top.items() if (tensors := dict(_walk(value, "", 0, seen)))}
     likely = {key: tensors for key, tensors in found.items() if not _DECOY.search(key)} or found
     if not likely:
         raise CheckpointError(f"{path}: holds no tensors; give the file that holds the model's weights")
