@@ -62,8 +62,3 @@ def check_whole(model: nn.Module) -> None:
         )
     if any(hasattr(weight, "ds_id") and weight.numel() == 0 for weight in model.parameters()):
         raise UsageError("ZeRO-3 leaves empty weights on each rank; measure saved checkpoints, or train with ZeRO-2")
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Say whether weights lie on several ranks as DTensors (FSDP2, tensor parallel), so that all have to read them."""
-    return any(hasattr(weight, "full_tensor") for weight in model.parameters())

@@ -10,7 +10,7 @@ The example below is a whole script but for the loop's own lines:
 """
 
 from collections.abc import Collection
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from torch import distributed, nn
 from qkspec.analysis import judge
 from qkspec.callbacks import live
 from qkspec.callbacks.judgement import EARLY, RUN, Judgement, check_stop, follow
+from qkspec.callbacks.ranks import Leading, follow_rank_0
 from qkspec.checkpoints.store import Checkpoint
 from qkspec.engine import blas_on_one_thread
-from qkspec.errors import LayoutError, QkspecError, UsageError
-from qkspec.layouts.load import read
-from qkspec.measuring import Settings, chosen, measure, plan_for
+from qkspec.errors import LayoutError, UsageError
+from qkspec.measuring import Settings, measure, plan_for
 
 __all__ = ["EARLY", "Judgement", "Monitor"]
 
@@ -111,11 +111,9 @@ class Monitor:
         if not (distributed.is_available() and distributed.is_initialized()):
             self.last = self._judge(checkpoint, step)
         elif distributed.get_rank() == 0:
-            self.last = _told(self._outcome(checkpoint, step))
+            self.last = self._lead(checkpoint, step)
         else:
-            if live.is_sharded(self._model):
-                self._take_part(checkpoint)
-            self.last = _told(None)
+            self.last = follow_rank_0(checkpoint.store)
         return self.last
 
     def _checkpoint(self, step: int) -> Checkpoint:
@@ -126,26 +124,13 @@ class Monitor:
             report = judge([measure(checkpoint, self._settings, run=RUN)], self._settings)
         return follow(report, self.last, step=step, stop_on=self.stop_on)
 
-    def _outcome(self, checkpoint: Checkpoint, step: int) -> Judgement | QkspecError:
-        """Return the judgement or the error: the other ranks wait for one of the two."""
+    def _lead(self, checkpoint: Checkpoint, step: int) -> Judgement:
+        """Judge while the other ranks wait for what is read, and for the judgement or the error."""
+        store = Leading(self._model.state_dict(), checkpoint.path)
         try:
-            return self._judge(checkpoint, step)
-        except QkspecError as error:
-            return error
-
-    def _take_part(self, checkpoint: Checkpoint) -> None:
-        """Read what rank 0 reads, in its order, since gathering a DTensor takes all ranks."""
-        plan = plan_for(checkpoint, self._settings)
-        for i in chosen(plan, self._settings):
-            with suppress(QkspecError):  # rank 0 meets the same one, and reports it
-                read(checkpoint, plan, plan.modules[i])
-
-
-def _told(outcome: Judgement | QkspecError | None) -> Judgement:
-    """Return rank 0's outcome on every rank, or raise it on every rank."""
-    box = [outcome]
-    distributed.broadcast_object_list(box, src=0)
-    if isinstance(box[0], QkspecError):
-        raise box[0]
-    assert box[0] is not None
-    return box[0]
+            judgement = self._judge(replace(checkpoint, store=store), step)
+        except Exception as error:
+            store.tell(error)
+            raise
+        store.tell(judgement)
+        return judgement

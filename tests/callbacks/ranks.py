@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qkspec.callbacks.torch import Monitor
 from qkspec.errors import InputError, UsageError
 from qkspec.measuring import Settings
+from qkspec.metrics import EMBEDDED
 
 
 def watch(kind, rank, folder):
@@ -52,12 +53,34 @@ def watch(kind, rank, folder):
         Monitor(watched, config=loop.config, settings=Settings(layers=frozenset({7})))(0)
     except InputError as error:
         Path(folder, f"error-{rank}").write_text(str(error))
+    fails(watched, loop.config, f"{folder}/failed-{rank}")
     if kind == "fsdp":
+        whole = Monitor(watched, config=loop.config, settings=Settings(embeddings=True))(0)
+        named = {name: torch.from_numpy(whole.readings.metric(name)) for name in EMBEDDED}
+        save_file(named, f"{folder}/embedded-{rank}.safetensors")
         old = FullyShardedDataParallel(Loop().model, device_id=torch.device("cpu"))
         try:
             Monitor(old, config=loop.config)
         except UsageError as error:
             Path(folder, f"old-{rank}").write_text(str(error))
+
+
+class Failing:
+    """A runner that reads a tensor and fails in a way that no reader of checkpoints does."""
+
+    kind = "measured"
+
+    def __call__(self, checkpoint, layer):
+        checkpoint.store.read(next(iter(checkpoint.store.names())))
+        raise MemoryError("no room")
+
+
+def fails(model, config, told):
+    """Whatever fails on rank 0, in the midst of reading, is told to the other, which does not wait for more."""
+    try:
+        Monitor(model, config=config, settings=Settings(runner=Failing()))(0)
+    except (MemoryError, RuntimeError) as error:
+        Path(told).write_text(f"{type(error).__name__}: {error}")
 
 
 def main(rank, folder):

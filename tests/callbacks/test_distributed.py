@@ -3,10 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 from qkspec import analyze
+from qkspec.measuring import Settings
+from qkspec.metrics import EMBEDDED
 
 WORKER = Path(__file__).with_name("ranks.py")
 
@@ -46,5 +49,19 @@ def test_two_ranks_are_told_what_analyze_says_of_the_whole_weights(kind, told):
         assert words["stops"] == str([False, False, kind == "ddp"])
         assert ("'lost'" in words["state"]) == (kind == "ddp")
         assert (folder / f"error-{rank}").read_text()
+        words = "MemoryError: no room"
+        assert (folder / f"failed-{rank}").read_text() == (
+            f"RuntimeError: rank 0 failed with {words}" if rank else words
+        )
         if kind == "fsdp":
             assert "fully_shard" in (folder / f"old-{rank}").read_text()
+
+
+def test_what_the_settings_read_besides_is_gathered_too(told):
+    folder = told / "fsdp"
+    report = analyze([folder / "step-000003"], Settings(embeddings=True))
+    for rank in range(2):
+        with safe_open(folder / f"embedded-{rank}.safetensors", framework="numpy") as file:
+            for name in EMBEDDED:
+                assert np.isfinite(report.readings.metric(name)).all()
+                assert file.get_tensor(name).tobytes() == report.readings.metric(name).tobytes(), name
