@@ -150,17 +150,20 @@ class TextRunner:
 
     def _own(self, checkpoint: Checkpoint) -> _Running | None:
         """Build a model that ``qkspec train`` saved; None for any other."""
-        from qkspec.train.config import TrainConfig
+        import torch
+
+        from qkspec.train.config import from_dict
         from qkspec.train.models import registry
 
         settings = _train_config(Path(checkpoint.path))
         if settings is None:
             return None
-        config = TrainConfig(**settings)
+        config = from_dict(settings)
         module = registry.module(config.model)
+        with torch.device("meta"):
+            _check_shapes(checkpoint, module.build(config), {"lm_head.weight"} if config.tied else set())
         model = module.build(config).eval()
-        missing = model.load_state_dict(_state(checkpoint), strict=False).missing_keys
-        _check_whole([name for name in missing if not (config.tied and name == "lm_head.weight")])
+        model.load_state_dict(_state(checkpoint), strict=False)
         described = module.config_json(config)
         if registry.kind(config.model).data == "images":
             shape = (config.channels, config.image_size, config.image_size)
@@ -346,6 +349,22 @@ def _check_depth(config: Mapping[str, Any], tensors: int) -> None:
             _check_depth(value, tensors)
         elif _DEPTH.search(str(key)) and type(value) is int and value > tensors:
             raise _cannot(f"its config says {key} = {value}, and there are {tensors} tensors")
+
+
+def _check_shapes(checkpoint: Checkpoint, model: Any, spared: set[str]) -> None:
+    """Refuse weights that lack some of a model's or have other shapes, before anything of its size is in memory.
+
+    Args:
+        checkpoint: the weights.
+        model: on the meta device.
+        spared: names that need not be there.
+    """
+    store, wanted = checkpoint.store, model.state_dict()
+    _check_whole(sorted(set(wanted) - set(store.names()) - spared))
+    for name in sorted(wanted.keys() - spared):
+        shape, found = tuple(wanted[name].shape), store.shape(name)
+        if shape != found:
+            raise _cannot(f"its settings make {name} of shape {shape}, and it is {found}")
 
 
 def _check_whole(missing: list[str]) -> None:

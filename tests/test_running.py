@@ -208,6 +208,37 @@ def test_a_run_of_our_own_is_run_by_our_own_models(tmp_path, preset):
     assert report.readings["random_entropy"][-len(want) :] == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"width": 6144}, r"lm_head\.weight of shape \(64, 6144\), and it is \(64, 16\)"),
+        ({"layers": 900}, "weights are not in the checkpoint"),
+        ({"width": "16"}, "width must be int"),
+        ({"depth": 3}, "'depth' is not a setting"),
+        ({"layers": 10**9}, "is outside 1 to"),
+        ({"model": "swin", "stages": "1000000000"}, "no list of block counts"),
+    ],
+)
+def test_settings_that_are_not_of_the_weights_are_refused_before_they_are_built(tmp_path, claim, words):
+    import resource
+
+    from qkspec.train.config import TrainConfig
+    from qkspec.train.models import gpt
+
+    config = TrainConfig(layers=1, width=16, heads=2, context=8, vocab=64)
+    state = {name: weight.numpy() for name, weight in gpt.build(config).state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(gpt.config_json(config)))
+    record = {"train_config": config.as_dict() | claim}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(record))
+    runner, checkpoint = TextRunner("random"), open_checkpoint(tmp_path)
+    (layer,) = attention_layers(checkpoint)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=f"cannot be run.*{words}"):
+        runner(checkpoint, layer)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+
+
 def one_remark(folder, text):
     """The one line on why a model was not run, having seen that its heads were judged all the same."""
     report = analyze([folder], Settings(runner=TextRunner(text)))

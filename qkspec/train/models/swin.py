@@ -176,7 +176,7 @@ class Swin(nn.Module):
 def stages(config: TrainConfig) -> tuple[int, ...]:
     """Return the blocks of each stage; UsageError for settings that a Swin does not have or that do not fit."""
     words = config.stages.split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+    if not all(word.strip().isdecimal() and len(word) < 5 and int(word) > 0 for word in words):
         raise UsageError(f"--stages {config.stages!r} is no list of block counts such as 2,2,18,2")
     if config.norm_position != "pre" or config.norm != "layer" or config.qk_norm:
         raise UsageError(f"--model {config.model} has pre-LN, LayerNorm and no QK-norm; leave those options out")
