@@ -66,7 +66,7 @@ def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
         skipped.update({f"{where}/{module}": reason for module, reason in result.skipped.items()})
     readings = concatenate([m.readings for m in measured], settings.columns)
     if not len(readings):
-        raise InputError(next(iter(skipped.values())) if len(skipped) == 1 else _nothing(skipped))
+        raise InputError(_nothing(skipped, settings))
     applicable = np.concatenate([m.applicable for m in measured if len(m.readings)])
     paths: dict[str, list[str]] = {}
     for part in measured:
@@ -82,8 +82,11 @@ def judge(results: Iterable[Measured | Skipped], settings: Settings) -> Report:
     )
 
 
-def _nothing(skipped: Mapping[str, str]) -> str:
+def _nothing(skipped: Mapping[str, str], settings: Settings) -> str:
     if not skipped:
-        return "nothing to measure: no attention head was found"
+        filters = " and ".join(f"--{name}" for name in ("layers", "heads") if getattr(settings, name))
+        return "nothing to measure: no attention head " + (f"is left by {filters}" if filters else "was found")
     first, reason = next(iter(skipped.items()))
+    if len(skipped) == 1:
+        return reason if first.split("/")[1] in reason else f"{first}: {reason}"  # the checkpoint, not just a module
     return f"nothing to measure: all {len(skipped)} inputs were skipped, the first ({first}) because: {reason}"

@@ -1,7 +1,13 @@
-"""Names that come from a checkpoint are data: what a terminal, a log or a page could interpret is escaped."""
+"""Text for terminals: names from a checkpoint are data and made inert, text of ours is put in letters that are there."""
 
 import unicodedata
 
+_PLAIN = str.maketrans(
+    {"σ": "sigma", "κ": "kappa", "τ": "tau", "≤": "<=", "≥": ">=", "·": "|", "→": "->", "…": "...", "×": "x",
+     "√": "sqrt", "‖": "|", "–": "-", "—": "-", "’": "'", "∘": "o", "γ": "gamma", "∧": "and", "Σ": "sum", "²": "^2",
+     "±": "+/-", "α": "alpha", "Δ": "Delta", "∇": "grad ", "ρ": "rho", "⌈": "ceil(",
+     "⌉": ")"}
+)  # fmt: skip
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -20,3 +26,8 @@ def clean(value: object, limit: int = 300) -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def in_ascii(text: str) -> str:
+    """Return text of ours, which knows some Greek and mathematics, in letters that every terminal has."""
+    return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable
 
+from qkspec.clean import in_ascii
+
 WIDEST = 120  # columns used of a wider terminal; longer lines are hard to read
 NARROWEST = 20
 
@@ -27,9 +29,7 @@ def fitted(line: str, hang: int = 2) -> str:
 
 def plain(text: str) -> str:
     """Return text of ours as stdout's encoding can show it."""
-    from qkspec.reports.glyphs import Glyphs
-
-    return Glyphs((sys.stdout.encoding or "").lower().startswith("utf")).say(text)
+    return text if (sys.stdout.encoding or "").lower().startswith("utf") else in_ascii(text)
 
 
 def show(lines: Iterable[str], hang: int = 2) -> None:

@@ -58,41 +58,13 @@ def plan(
         LayoutError: nothing is recognised, a layout does not add up (the message shows pattern and shapes), or the
             weights are packed or only an adapter.
     """
-    refuse.adapter(checkpoint)
-    names = {name: name for name in checkpoint.store.names()}
-    parts = tuple(islice(scopes(checkpoint.config), MAX_SCOPES + 1))
-    if len(parts) > MAX_SCOPES:  # every name is held against every one
-        raise LayoutError(f"config.json: describes more than {MAX_SCOPES} models in one another; is it the right file?")
-    pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
-    finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
-    found, skipped = _without_copies(claims(names, pairs, parts))
-    keyless = without_keys(names)
-    reasons = dict.fromkeys(recurrent(names), NO_SOFTMAX) | keyless
-    chosen, problems = _chosen(finder, found, reasons, forced=layout is not None)
-    skipped |= keyless | problems
-    if not chosen:
-        raise next(
-            map(LayoutError, problems.values()),
-            refuse.unrecognised(checkpoint, names, [row for row, _ in pairs], reasons),
-        )
-    guesses = {claim.anchor: "" if layout else _guess(claim) for claim in chosen}
-    modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
-    refuse.packed(checkpoint, modules)
-    read_here = {name for module in modules for name in module.tensors}
-    for name, stored in names.items():
-        if (
-            name.removesuffix(".weight").rpartition(".")[2] in SUSPECTS
-            and stored not in read_here
-            and not COPIES.search(name)
-        ):
-            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, names))
-    remarks = tuple(dict.fromkeys(filter(None, guesses.values())))
-    known = {claim.scope.model_type for claim in chosen if claim.called}
-    if known:
-        strange = {rivals[0].path for rivals in found.values() if rivals[0].scope.model_type not in known}
-        skipped, apart = _apart(skipped, reasons, strange)
-        remarks += apart
-    return Plan(" + ".join(dict.fromkeys(module.row.name for module in modules)), modules, skipped, remarks)
+    try:
+        return _plan(checkpoint, layout, num_heads, num_kv_heads)
+    except LayoutError as error:
+        where = checkpoint.path or checkpoint.name
+        if where in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def attention_layers(
@@ -191,6 +163,44 @@ def _settled(finder: Finder, rivals: list[Claim]) -> Claim:
             f"{fits[0].anchor} fits several layouts ({rows}); say which with config.json's model_type or --layout"
         )
     return fits[0]
+
+
+def _plan(checkpoint: Checkpoint, layout: Layout | None, num_heads: int | None, num_kv_heads: int | None) -> Plan:
+    refuse.adapter(checkpoint)
+    names = {name: name for name in checkpoint.store.names()}
+    parts = tuple(islice(scopes(checkpoint.config), MAX_SCOPES + 1))
+    if len(parts) > MAX_SCOPES:  # every name is held against every one
+        raise LayoutError(f"config.json: describes more than {MAX_SCOPES} models in one another; is it the right file?")
+    pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
+    finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
+    found, skipped = _without_copies(claims(names, pairs, parts))
+    keyless = without_keys(names)
+    reasons = dict.fromkeys(recurrent(names), NO_SOFTMAX) | keyless
+    chosen, problems = _chosen(finder, found, reasons, forced=layout is not None)
+    skipped |= keyless | problems
+    if not chosen:
+        raise next(
+            map(LayoutError, problems.values()),
+            refuse.unrecognised(checkpoint, names, [row for row, _ in pairs], reasons),
+        )
+    guesses = {claim.anchor: "" if layout else _guess(claim) for claim in chosen}
+    modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
+    refuse.packed(checkpoint, modules)
+    read_here = {name for module in modules for name in module.tensors}
+    for name, stored in names.items():
+        if (
+            name.removesuffix(".weight").rpartition(".")[2] in SUSPECTS
+            and stored not in read_here
+            and not COPIES.search(name)
+        ):
+            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, names))
+    remarks = tuple(dict.fromkeys(filter(None, guesses.values())))
+    known = {claim.scope.model_type for claim in chosen if claim.called}
+    if known:
+        strange = {rivals[0].path for rivals in found.values() if rivals[0].scope.model_type not in known}
+        skipped, apart = _apart(skipped, reasons, strange)
+        remarks += apart
+    return Plan(" + ".join(dict.fromkeys(module.row.name for module in modules)), modules, skipped, remarks)
 
 
 def _apart(

@@ -7,16 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from qkspec.clean import clean
+from qkspec.clean import clean, in_ascii
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*#@"
-_PLAIN = str.maketrans(
-    {"σ": "sigma", "κ": "kappa", "τ": "tau", "≤": "<=", "≥": ">=", "·": "|", "→": "->", "…": "...", "×": "x",
-     "√": "sqrt", "‖": "|", "–": "-", "—": "-", "’": "'", "∘": "o", "γ": "gamma", "∧": "and", "Σ": "sum", "²": "^2",
-     "±": "+/-", "α": "alpha", "Δ": "Delta", "∇": "grad ", "ρ": "rho", "⌈": "ceil(",
-     "⌉": ")"}
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class Glyphs:
 
     def say(self, text: str) -> str:
         """Return text of ours as this terminal can show it."""
-        return text if self.unicode else text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
+        return text if self.unicode else in_ascii(text)
 
     def name(self, value: object, limit: int = 300) -> str:
         """Return a name from a checkpoint, inert, as this terminal can show it."""
