@@ -48,7 +48,7 @@ def map_indices(maps: F32 | F64, *, causal: bool) -> MapIndices:
         causal: whether row i has i + 1 entries, which sets the largest entropy that it can have.
 
     Returns:
-        MapIndices; NaN for a head whose map is not finite.
+        MapIndices; NaN for a head whose map is not finite, and the entropy of a map of one token.
     """
     tokens = maps.shape[-1]
     finite = np.asarray(np.isfinite(maps).all(axis=(1, 2)))
@@ -56,7 +56,9 @@ def map_indices(maps: F32 | F64, *, causal: bool) -> MapIndices:
     rows = -np.sum(a * np.log(np.where(a > 0, a, 1.0)), axis=2)
     lengths = np.arange(1, tokens + 1) if causal else np.full(tokens, tokens)
     counted = lengths > 1
-    entropy = (rows[:, counted] / np.log(lengths[counted])).mean(axis=1)
+    entropy = np.full(len(a), np.nan)
+    if counted.any():
+        entropy = (rows[:, counted] / np.log(lengths[counted])).mean(axis=1)
     energy = np.linalg.eigvalsh(a @ a.transpose(0, 2, 1))  # σ²; what falls below rounding has no weight in an entropy
     rank = effective_rank(np.maximum(energy, 0.0)) / tokens
     diagonal = np.einsum("hii->h", a) / tokens

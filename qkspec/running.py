@@ -221,6 +221,8 @@ class TextRunner:
 
     def _rows(self, vocabulary: int, length: int, tokenizer: Any) -> Iterator[Ids]:
         """Yield rows of token ids: random, of a tokenizer, or bytes."""
+        if length < 2:
+            raise _cannot("its context is one token, which attends to itself")
         if self._random:
             yield from np.random.default_rng(_SEED).integers(0, vocabulary, (SEQUENCES, length))
             return

@@ -40,6 +40,13 @@ def test_causal_rows_are_held_against_their_own_length():
     assert attention.map_indices(a[None], causal=True).entropy[0] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_map_of_one_token_has_no_entropy(causal):
+    found = attention.map_indices(np.ones((2, 1, 1)), causal=causal)
+    assert np.isnan(found.entropy).all()
+    assert (found.diagonal == 1).all()
+
+
 def test_a_map_that_is_not_finite_has_no_indices():
     maps = np.full((2, 4, 4), 0.25)
     maps[1, 0, 0] = np.nan

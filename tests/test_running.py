@@ -252,6 +252,8 @@ def one_remark(folder, text):
 
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path, page, sample):
     assert "weights are not in the checkpoint" in one_remark(sample / "step-000600", "random")
+    gpt2(n_positions=1).save_pretrained(tmp_path / "one")
+    assert "context is one token" in one_remark(tmp_path / "one", "random")
     gpt2(vocab=50).save_pretrained(tmp_path / "model")
     assert "tokenizer is not beside" in one_remark(tmp_path / "model", page)
     from transformers import ViTConfig, ViTModel
