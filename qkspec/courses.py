@@ -246,6 +246,8 @@ def forecast(steps: Steps, values: F64, limit: float) -> Forecast:
     y = np.where(usable, y, 0.0)
     fit, rest = _residual(np.stack([np.ones(points), x - x[-1]], axis=1), y)
     spread = float(np.sum((x - x.mean()) ** 2))
+    if spread == 0:  # all at one step
+        return Forecast(nothing, nothing, nothing, nothing, points)
     variance = rest / (points - 2)
     slope, target, centre = fit[1], math.log(limit), float(x.mean() - x[-1])
     rising = usable & (slope > np.sqrt(variance / spread)) & (y[-1] < target)

@@ -147,6 +147,11 @@ def test_no_forecast_for_what_does_not_rise_or_is_there_already():
     assert np.isnan(courses.forecast(steps[:3], np.ones((3, 1)), 1.5).step).all()
 
 
+def test_no_forecast_from_checkpoints_of_one_step():
+    found = courses.forecast(np.full(4, 5), np.exp(0.1 * np.arange(4))[:, None], 2.0)
+    assert np.isnan(found.step).all()
+
+
 def test_no_forecast_from_a_trend_that_has_ended():
     """The learning rate has decayed and κ stands: the line through eight checkpoints still rises, the head does not."""
     steps = np.arange(0, 80, 10)
