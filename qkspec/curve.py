@@ -61,6 +61,8 @@ def rose(curve: Curve) -> Trouble | None:
 
     A run that is lost from the start never rises: it fails to fall, which only another run's loss shows (``parted``).
     """
+    if not np.isfinite(curve.values).all():
+        return None
     smooth, error = _smoothed(curve.values)
     if len(smooth) < 2 or not np.isfinite(smooth).all():
         return None
@@ -72,12 +74,13 @@ def rose(curve: Curve) -> Trouble | None:
 def parted(curve: Curve, reference: Curve, name: str) -> Trouble | None:
     """Return when the loss parted upwards from a reference's for good, over the steps that both recorded."""
     steps, at, other = np.intersect1d(curve.steps, reference.steps, return_indices=True)
-    difference = curve.values[at] - reference.values[other]
-    finite = np.isfinite(difference)
-    smooth, error = _smoothed(difference[finite])
-    if len(smooth) < 2:
+    ours, theirs = curve.values[at], reference.values[other]
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    with np.errstate(over="ignore"):
+        smooth, error = _smoothed(ours[finite] - theirs[finite])
+    if len(smooth) < 2 or not np.isfinite(smooth).all():
         return None
-    limit = max(PARTED * float(np.median(np.abs(reference.values[other][finite]))), NOISE * error)
+    limit = max(PARTED * float(np.median(np.abs(theirs[finite]))), NOISE * error)
     return _since(steps[finite], smooth, limit, "parted", name)
 
 
@@ -93,6 +96,7 @@ def trouble(curve: Curve, reference: Curve | None = None, name: str = "") -> Tro
     return min((t for t in found if t is not None), key=lambda t: t.step, default=None)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def final(curve: Curve) -> float:
     """Return the mean of the last tenth of a curve, NaN if a value in it is."""
     return float(curve.values[-max(len(curve.values) // 10, 1) :].mean()) if len(curve.values) else math.nan
@@ -105,8 +109,12 @@ def _since(steps: Steps, above: F64, limit: float, kind: str, reference: str) ->
     return Trouble(int(step), kind, float(np.median(above[steps >= step])), limit, reference)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _smoothed(values: F64) -> tuple[F64, float]:
-    """Return the centred running mean over a fiftieth of the points, and its standard error by their scatter."""
+    """Return the centred running mean over a fiftieth of the points, and its standard error by their scatter.
+
+    Neither is finite where the sum of the values is not.
+    """
     n = len(values)
     half = n // WINDOWS // 2
     total = np.concatenate([[0.0], np.cumsum(values)])

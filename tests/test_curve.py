@@ -41,6 +41,23 @@ def test_a_loss_that_is_not_finite_is_trouble_at_once():
     assert trouble(curve, loss(), "other").kind == "not finite"
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_loss_is_trouble_of_its_own_step_alone(value):
+    curve, other = loss(), loss()
+    curve.values[[99, 105]] = value, -value
+    other.values[99] = value
+    assert trouble(curve, other, "other") == broke(curve)
+    assert (broke(curve).step, rose(curve), parted(curve, other, "other")) == (100, None, None)
+    curve.values[-2:] = value, -value
+    assert math.isnan(final(curve))
+
+
+def test_a_loss_whose_sum_is_too_large_for_a_float_says_nothing():
+    curve = Curve(STEPS, np.full(600, 1e308))
+    assert rose(curve) is None
+    assert parted(curve, Curve(STEPS, -curve.values), "other") is None
+
+
 def test_parting_from_a_better_run():
     """Both see the same batches, so their noise is shared and a small difference counts."""
     better, worse = loss(), loss()
