@@ -1,4 +1,4 @@
-"""Text for terminals: names from a checkpoint are data and made inert, text of ours is put in letters that are there."""
+"""Text for terminals: names from a checkpoint are data and made inert, ours is put in letters that are there."""
 
 import unicodedata
 

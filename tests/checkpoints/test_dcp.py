@@ -236,6 +236,10 @@ def test_chunks_do_not_count_as_steps(tmp_path: Path, monkeypatch: pytest.Monkey
         open_checkpoint(folder)
 
 
+def swell(tensor: Any, width: int) -> None:
+    tensor.size = tensor.chunks[0].sizes = torch.Size((width, width))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -253,6 +257,7 @@ def test_chunks_do_not_count_as_steps(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda data: setattr(next(iter(data.storage_data.values())), "offset", 1 << 70), "damaged"),
         (lambda data: setattr(next(iter(data.storage_data.values())), "length", 1 << 60), "an index places"),
         (lambda data: setattr(next(iter(data.storage_data.values())), "relative_path", "/etc/passwd"), "damaged"),
+        (lambda data: swell(data.state_dict_metadata["q"], 50_000), "has no room for it"),  # 10 GB, were it believed
         (
             lambda data: setattr(next(iter(data.storage_data.values())), "transform_descriptors", ["zstd"]),
             "compressed or encrypted",

@@ -1,10 +1,17 @@
 """Steps, order and roles that names tell."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from qkspec.checkpoints.names import is_temporary, is_trainer_state, natural, says_step, stem_of, step_of
+from qkspec.checkpoints.sequence import open_checkpoint
+from qkspec.checkpoints.source import MAX_NAME
+from qkspec.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -115,3 +122,12 @@ def test_weights_are_no_trainer_state(name: str) -> None:
 )
 def test_temporary(name: str, temporary: bool) -> None:
     assert is_temporary(name) == temporary
+
+
+def test_a_name_that_no_library_writes_is_refused(tmp_path: Path) -> None:
+    """Patterns take time that grows as the square of a name: one of 40,000 characters once took half a minute."""
+    for length in (MAX_NAME, MAX_NAME + 1):
+        save_file({"a" * length: np.zeros(1, "f4")}, tmp_path / f"{length}.safetensors")
+    assert open_checkpoint(tmp_path / f"{MAX_NAME}.safetensors").store.names()
+    with pytest.raises(CheckpointError, match=f"{MAX_NAME + 1} characters long"):
+        open_checkpoint(tmp_path / f"{MAX_NAME + 1}.safetensors")

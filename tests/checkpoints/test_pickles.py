@@ -228,6 +228,12 @@ def test_copies_of_copies_end(maker: bytes) -> None:
         load(data)
 
 
+def test_text_made_into_lists_is_counted() -> None:
+    data = b"\x80\x02(" + b"X" + (10**6).to_bytes(4, "little") + b"x" * 10**6 + b"q\x01cbuiltins\nlist\nq\x02"
+    with pytest.raises(CheckpointError, match="copies or widens"):
+        load(data + b"h\x02h\x01\x85R" * 300 + b"l.")
+
+
 def test_wide_text_is_counted_by_its_width() -> None:
     letter = "a" * 200 + "\U0001f600"  # 204 bytes here, 804 in memory
     assert load(pickle.dumps([letter] * 1000, 4)) == [letter] * 1000
