@@ -87,6 +87,11 @@ class HeadTable:
         column = np.array([heads[pair] for pair in pairs], dtype=np.int64)
         return cls(tuple(checkpoints), steps, tuple(heads), row, column)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the heads that any module has, ascending."""
+        return sorted({head for _, head in self.heads})
+
     def spread(self, values: NDArray[Scalar], *, fill: float = math.nan) -> NDArray[Scalar]:
         """Lay a column out as (checkpoints, heads); ``fill`` stands where a checkpoint lacks a head."""
         out = np.full((len(self.checkpoints), len(self.heads)), fill, dtype=values.dtype)

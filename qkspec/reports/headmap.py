@@ -15,6 +15,8 @@ MAX_ROWS = 40  # layers drawn; of more, those in which every head is healthy are
 def draw_map(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
     """Yield the lines of the map of a run's last checkpoint: a row a layer, a letter a head.
 
+    Where only some heads were measured (--heads), a first row says their numbers.
+
     Args:
         view: the run.
         glyphs: of the terminal.
@@ -30,15 +32,18 @@ def draw_map(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
         return
     margin = max(len(label) for label, _ in rows) + 4
     most = max(len(verdicts) for _, verdicts in rows)
-    gap = " " if margin + 2 * most <= width else ""
-    room = max((width - margin) // (1 + len(gap)), 1)
+    numbers = view.table.numbers
+    some = numbers != list(range(len(numbers)))
+    cell = len(str(numbers[-1])) if some else 1
+    gap = " " if some or margin + 2 * most <= width else ""
+    room = max((width - margin) // (cell + len(gap)), 1)
+    cells = [(label, [_letter(verdict, glyphs) for verdict in verdicts]) for label, verdicts in rows]
     yield Text(f"  {glyphs.name(f'layer × head at {view.at(-1)}')}"[:width], "bold")
-    for label, verdicts in rows:
-        for start in range(0, len(verdicts), room):
-            head = label if start == 0 else ""
-            line = Text.assemble((f"{head:>{margin - 1}} ", "dim"))
-            for verdict in verdicts[start : start + room]:
-                line.append(*_letter(verdict, glyphs)).append(gap)
+    for label, letters in [("", [(str(number), "dim") for number in numbers])] * some + cells:
+        for start in range(0, len(letters), room):
+            line = Text.assemble((f"{'' if start else label:>{margin - 1}} ", "dim"))
+            for letter, style in letters[start : start + room]:
+                line.append(f"{letter:>{cell}}", style).append(gap)
             line.rstrip()
             yield line
     if hidden:
@@ -49,11 +54,13 @@ def draw_map(view: RunView, glyphs: Glyphs, width: int) -> Iterator[Text]:
 def _rows(view: RunView, glyphs: Glyphs) -> list[tuple[str, Sequence[Verdict | None]]]:
     modules = view.modules()
     several = len({block for block, *_ in modules}) > 1
+    numbers = view.table.numbers
     out: list[tuple[str, Sequence[Verdict | None]]] = []
     for block, layer, _, columns in modules:
         label = glyphs.name(short_label(block, layer), 24) if several else str(layer)
-        rows = view.grid[-1][columns]
-        out.append((label, [view.verdict(int(row)) if row >= 0 else None for row in rows]))
+        found = {view.table.heads[column][1]: int(view.grid[-1, column]) for column in columns}
+        rows = [found.get(number, -1) for number in numbers if number <= max(found)]
+        out.append((label, [view.verdict(row) if row >= 0 else None for row in rows]))
     return out
 
 

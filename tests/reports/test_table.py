@@ -4,6 +4,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from rich.console import Console
 
 from qkspec.analysis import Report, assemble
 from qkspec.readings import Readings
+from qkspec.reports.directory import write_directory
 from qkspec.reports.glyphs import Glyphs, thin
 from qkspec.reports.palette import LOOKS, STATES
+from qkspec.reports.saved import load
 from qkspec.reports.table import render
 from qkspec.reports.view import RunView, number, with_error
 from qkspec.theorem import Verdict
@@ -45,6 +48,17 @@ def test_it_says_what_a_tired_engineer_needs(two_runs: Report) -> None:
     ):  # fmt: skip
         assert part in text, part
     assert text.index("layer  head") < text.index("layer × head")
+
+
+def test_the_map_of_some_heads_says_their_numbers(make_report: Callable[..., Report], tmp_path: Path) -> None:
+    whole = make_report(("one", (6.0,)), layers=2, heads=12)
+    text = shown(whole)
+    assert "0 M · M · M · M · M · M ·\n" in text[text.index("layer × head") :]
+    part = load(write_directory(whole, tmp_path / "out", formats=[]), heads={1, 10})
+    lines = shown(part).splitlines()
+    at = next(i for i, line in enumerate(lines) if "layer × head" in line)
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [["1", "10"], ["0", "·", "M"], ["1", "·", "M"]]
+    assert [line.rindex(last) for line, last in zip(lines[at + 1 : at + 4], "0MM", strict=True)] == [9, 9, 9]
 
 
 def test_one_checkpoint_has_no_course(make_report: Callable[..., Report]) -> None:
