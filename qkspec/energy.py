@@ -100,9 +100,9 @@ def _top(sigma: F64) -> F64:
 
 
 def _relative(sigma: F64) -> F64:
-    """Return σ/σ_1 (heads, d_q), whose squares neither overflow nor vanish together; zeros stay zero."""
+    """Return σ/σ_1 (heads, d_q), whose squares neither overflow nor vanish together; zeros stay zero, Inf has none."""
     top = sigma[:, :1]
-    return np.asarray(sigma / np.where(top == 0, 1.0, top))
+    return np.asarray(sigma / np.where(top == 0, 1.0, np.where(np.isinf(top), np.nan, top)))
 
 
 def _cumulative_shares(sigma: F64) -> F64:

@@ -58,6 +58,13 @@ def test_an_all_zero_head_has_no_ratio():
     assert energy.frobenius(zero)[0] == 0
 
 
+def test_a_head_that_overflowed_has_no_ratio():
+    sigma = np.array([[np.inf, 1.0], [np.inf, np.inf]])
+    for metric in (energy.stable_rank, energy.spectral_effective_rank, energy.frobenius, lambda s: energy.sec(s, 1)):
+        assert np.isnan(metric(sigma)).all()
+    assert np.isnan(energy.directions_for(sigma, 0.9)).all()
+
+
 def test_sec_beyond_the_width_of_the_head_is_not_a_number():
     assert np.isnan(energy.sec(np.ones((1, 4)), 5)).all()
     assert np.isnan(energy.sec(np.ones((1, 4)), 0)).all()

@@ -49,7 +49,7 @@ def sec_curves(report: Report) -> Figure:
     for axis, depth in zip(axes, depths, strict=True):
         widths = [_draw_sec(axis, view, depth, depths, SERIES[i % len(SERIES)]) for i, view in enumerate(runs)]
         axis.set_xscale("log", base=2)
-        axis.set_xlim(1, max(widths))
+        axis.set_xlim(1, max(2, *widths))  # of heads of one dimension there is one point
         axis.set_ylim(0, 1.02)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axis.set_xlabel("$s$, directions")
@@ -74,7 +74,7 @@ def head_map(report: Report) -> Figure:
     """The freezing ratio of every head at the last checkpoint, layer by head, with the letter of its verdict."""
     runs = list(islice(views(report), MAX_RUNS))
     tallest = max(len(view.modules()) for view in runs)
-    widest = max(len(columns) for view in runs for *_, columns in view.modules())
+    widest = max(len(view.table.numbers) for view in runs)
     height = min(max(1.5 + 0.17 * tallest, 2.0), 8.0)
     figure, axes, _ = panels(len(runs), height=height, share=False, wide=widest > CROWDED)
     norm = LogNorm(0.02, 3.0)
@@ -94,7 +94,9 @@ def head_map(report: Report) -> Figure:
         labels = [str(layer) for _, layer, _, _ in view.modules()]
         every = -(-len(labels) // 16)
         axis.set_yticks(range(0, len(labels), every), labels[::every])
-        axis.set_xticks(range(0, grid.shape[1], -(-grid.shape[1] // 12)))
+        numbers = view.table.numbers
+        every = -(-len(numbers) // 12)
+        axis.set_xticks(range(0, len(numbers), every), [str(number) for number in numbers[::every]])
     assert image is not None
     bar = figure.colorbar(image, ax=axes, label=r"freezing ratio $\kappa$", fraction=0.05, pad=0.02, extend="both")
     bar.set_ticks([0.02, 0.1, report.limits.freezing, report.limits.certain, 3.0])
@@ -149,16 +151,15 @@ def _sec_of(view: RunView, index: int, module: str) -> F64 | None:
 
 def _last_map(view: RunView) -> tuple[F64, list[list[Verdict | None]]]:
     """Return κ (layers, heads) at the last checkpoint, NaN where there is no head, and the verdicts beside it."""
-    modules = view.modules()
-    widest = max(len(columns) for *_, columns in modules)
-    grid = np.full((len(modules), widest), np.nan)
-    verdicts: list[list[Verdict | None]] = [[None] * widest for _ in modules]
+    modules, places = view.modules(), {number: place for place, number in enumerate(view.table.numbers)}
+    grid = np.full((len(modules), len(places)), np.nan)
+    verdicts: list[list[Verdict | None]] = [[None] * len(places) for _ in modules]
     ratio = view.metric("freezing_ratio")[-1]
     for i, (*_, columns) in enumerate(modules):
-        grid[i, : len(columns)] = ratio[columns]
-        for j, column in enumerate(columns):
-            row = int(view.grid[-1, column])
-            verdicts[i][j] = view.verdict(row) if row >= 0 else None
+        for column in columns:
+            place, row = places[view.table.heads[column][1]], int(view.grid[-1, column])
+            grid[i, place] = ratio[column]
+            verdicts[i][place] = view.verdict(row) if row >= 0 else None
     return grid, verdicts
 
 

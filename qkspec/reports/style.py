@@ -120,7 +120,7 @@ def step_axis(axis: Axes, steps: NDArray[np.int64], *, known: bool) -> None:
         axis.set_xscale("symlog", linthresh=float(positive[0]), linscale=0.35)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
         axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlim(float(steps[0]), float(steps[-1]) if len(steps) > 1 else float(steps[0]) + 1)
+    axis.set_xlim(float(steps[0]), float(steps[-1] if steps[-1] > steps[0] else steps[0] + 1))
     axis.margins(x=0)
 
 

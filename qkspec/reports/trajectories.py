@@ -109,7 +109,7 @@ def _draw_loss(axis: Axes, above: Axes, view: RunView) -> None:
         return
     steps, values = thinned(story.loss)
     axis.plot(steps, values, color=INK, linewidth=0.9, zorder=3)
-    if len(view.steps) == 1 and len(steps):
+    if view.steps[0] == view.steps[-1] and len(steps):
         axis.set_xlim(min(float(steps[0]), float(view.steps[0])), max(float(steps[-1]), float(view.steps[0])) + 1)
     if story.trouble is not None:
         at = story.trouble.step

@@ -50,12 +50,18 @@ def gpt2_state(growth: float, *, layers: int, heads: int, d_q: int = 16, seed: i
 
 
 def measured_run(
-    name: str, growths: Iterable[float], *, layers: int = 3, heads: int = 4, steps: Sequence[int | None] = STEPS
+    name: str,
+    growths: Iterable[float],
+    *,
+    layers: int = 3,
+    heads: int = 4,
+    d_q: int = 16,
+    steps: Sequence[int | None] = STEPS,
 ) -> list[Measured | Skipped]:
     config = {"model_type": "gpt2", "n_head": heads, "n_layer": layers, "n_positions": 64}
     results: list[Measured | Skipped] = []
     for i, (step, growth) in enumerate(zip(steps, growths, strict=False)):
-        state = gpt2_state(growth, layers=layers, heads=heads)
+        state = gpt2_state(growth, layers=layers, heads=heads, d_q=d_q)
         label = f"step-{step:06d}" if step is not None else f"checkpoint {i}"
         checkpoint = from_state_dict(state, config, name=label, step=step)
         results.append(measure(checkpoint, Settings(), run=name))

@@ -14,8 +14,10 @@ from qkspec.baseline import Bands
 from qkspec.curve import Curve
 from qkspec.errors import OutputError, UsageError
 from qkspec.reports import figures
+from qkspec.reports.directory import write_directory
 from qkspec.reports.figures import FIGURES, freezing_trajectories, sec_curves, sigma1_trajectories
 from qkspec.reports.plots import draw_into
+from qkspec.reports.saved import load
 from qkspec.reports.style import styled
 from qkspec.reports.view import RunView
 
@@ -149,7 +151,19 @@ def _drawn(report: Report, draw: Callable[[Report], Figure]) -> Figure:
 
 
 @pytest.mark.parametrize(
-    "shape", ["one checkpoint", "no steps", "no spectra", "names", "seven runs", "many heads", "all dead"]
+    "shape",
+    [
+        "one checkpoint",
+        "no steps",
+        "no spectra",
+        "names",
+        "seven runs",
+        "many heads",
+        "all dead",
+        "thin heads",
+        "huge",
+        "same step",
+    ],
 )
 def test_every_shape_of_report_can_be_drawn(
     one_run: Report,
@@ -170,8 +184,20 @@ def test_every_shape_of_report_can_be_drawn(
         ),
         "many heads": lambda: make_report(("wide", (0.0, 6.0)), layers=2, heads=48),
         "all dead": lambda: dead(one_run),
+        "thin heads": lambda: make_report(("thin", (0.0, 6.0)), layers=1, d_q=1),
+        "same step": lambda: make_report(("same", (0.0, 1.0, 6.0)), layers=1, steps=(5, 5, 5)),
+        "huge": lambda: replace(one_run, spectra={key: s * np.inf for key, s in one_run.spectra.items()}),
     }[shape]()
     assert len(draw_into(report, tmp_path)) == len(FIGURES)
+
+
+def test_a_map_of_some_heads_says_their_numbers(one_run: Report, tmp_path: Path) -> None:
+    part = load(write_directory(one_run, tmp_path / "out", formats=[]), heads={1, 3})
+    figure = _drawn(part, figures.head_map)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "3"]
+    (image,) = figure.axes[0].images
+    view = RunView.of(part, "lost")
+    np.testing.assert_array_equal(image.get_array(), view.metric("freezing_ratio")[-1].reshape(3, 2))
 
 
 def dead(report: Report) -> Report:
