@@ -173,21 +173,21 @@ def _spectra(view: RunView, modules: Modules, share: int) -> Json:
     out: list[Json | None] = []
     for *_, module, columns in modules:
         found = [view.report.spectra.get(f"{view.name}/{view.table.checkpoints[i]}/{module}") for i in moments]
-        shape = next((sigma.shape for sigma in found if sigma is not None), None)
-        if shape is None:
+        d_q = next((sigma.shape[1] for sigma in reversed(found) if sigma is not None), None)
+        if d_q is None:
             out.append(None)
             continue
-        sizes = log_spaced(shape[1], most)
+        sizes = log_spaced(d_q, most)
         heads = [int(view.table.heads[column][1]) for column in columns]
-        whole = np.stack([_like(sigma, shape) for sigma in found])[:, heads]
-        shares = np.stack([sec(whole.reshape(-1, shape[1]), s + 1) for s in sizes], axis=-1)
+        whole = np.stack([_of_heads(sigma, heads, d_q) for sigma in found])
+        shares = np.stack([sec(whole.reshape(-1, d_q), s + 1) for s in sizes], axis=-1)
         row = int(view.grid[:, columns[0]].max())
         out.append(
             {
                 "s": [s + 1 for s in sizes],
                 "sigma": pack(whole[:, :, sizes], log=True),
                 "sec": pack(shares),
-                "band": _band(int(view.report.readings["d_model"][row]), shape[1], sizes),
+                "band": _band(int(view.report.readings["d_model"][row]), d_q, sizes),
             }
         )
     return {"labels": [clean(view.at(i)) for i in moments], "modules": out}
@@ -220,8 +220,13 @@ def _maps(view: RunView, modules: Modules) -> Json:
     return {"kept": kept, "labels": labels, "cell": maps.cell, "note": clean(maps.note), "data": data}
 
 
-def _like(sigma: F64 | None, shape: tuple[int, ...]) -> F64:
-    return sigma if sigma is not None and sigma.shape == shape else np.full(shape, np.nan)
+def _of_heads(sigma: F64 | None, heads: Sequence[int], d_q: int) -> F64:
+    """Return the singular values of some heads, (heads, d_q); NaN where a checkpoint has no such head of that d_q."""
+    out = np.full((len(heads), d_q), np.nan)
+    if sigma is not None and sigma.shape[1] == d_q:
+        places = [place for place, head in enumerate(heads) if head < len(sigma)]
+        out[places] = sigma[[heads[place] for place in places]]
+    return out
 
 
 def _band(d_model: int, d_q: int, sizes: Sequence[int]) -> list[list[float]]:

@@ -67,6 +67,7 @@ class SavedSpectra(Mapping[str, F64]):
             ) from error
         self._path = path
         self._names = {key: name for key, name in tensor_names(readings).items() if name in present}
+        self._least = _least_shapes(readings)
 
     def __getitem__(self, key: str) -> F64:
         from safetensors import SafetensorError
@@ -75,9 +76,11 @@ class SavedSpectra(Mapping[str, F64]):
             sigma = np.asarray(self._file.get_tensor(self._names[key]))  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{self._path}: cannot be read ({short(error)}); write the report again") from error
-        if sigma.dtype != np.float64 or sigma.ndim != 2:
+        heads, d_q = self._least[key]
+        if sigma.dtype != np.float64 or sigma.ndim != 2 or sigma.shape[0] < heads or sigma.shape[1] != d_q:
             raise InputError(
-                f"{self._path}: {self._names[key]} is no (heads, d_q) float64 tensor; write the report again"
+                f"{self._path}: {self._names[key]} is no float64 tensor of {heads} heads or more and d_q {d_q}; "
+                "write the report again"
             )
         return sigma
 
@@ -86,6 +89,16 @@ class SavedSpectra(Mapping[str, F64]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _least_shapes(readings: Readings) -> dict[str, tuple[int, int]]:
+    """Return, by the keys of Report.spectra, up to which head there are rows, and their d_q."""
+    out: dict[str, tuple[int, int]] = {}
+    names = ("run", "checkpoint", "module", "head", "d_q")
+    for run, checkpoint, module, head, d_q in zip(*(readings[name].tolist() for name in names), strict=True):
+        key = f"{run}/{checkpoint}/{module}"
+        out[key] = (max(head + 1, out.get(key, (0, 0))[0]), d_q)
+    return out
 
 
 def short(error: Exception) -> str:

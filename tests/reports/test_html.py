@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qkspec.analysis import Report
+from qkspec.analysis import Report, assemble
 from qkspec.baseline import SHARES, SIZES, Bands
 from qkspec.errors import UsageError
+from qkspec.readings import concatenate
 from qkspec.reports import formats, pagedata
 from qkspec.reports.formats import Format
 from qkspec.reports.html import embed, write
@@ -94,6 +95,21 @@ def test_the_data_is_the_reports(two_runs: Report) -> None:
         whole = two_runs.spectra[f"{view.name}/{view.table.checkpoints[-1]}/h.0.attn"]
         sigma = unpack(part["sigma"]).reshape(len(raw["spectra"]["labels"]), -1, len(part["s"]))[-1]
         assert np.allclose(sigma, whole[:, np.array(part["s"]) - 1], rtol=1e-2)
+
+
+def test_a_model_that_gains_heads_has_spectra_of_those_it_has(make_report: Callable[..., Report]) -> None:
+    few, many = (make_report(("grown", (0.0,)), layers=1, heads=n, steps=(n,)) for n in (2, 4))
+    report = assemble(
+        concatenate([few.readings, many.readings], few.readings.metrics),
+        np.concatenate([few.applicable, many.applicable]),
+        few.limits,
+        checkpoints=(*few.checkpoints, *many.checkpoints),
+        skipped={},
+        spectra={**few.spectra, **many.spectra},
+    )
+    part = pagedata.page_data(report.limits, list(views(report)))["runs"][0]["spectra"]["modules"][0]
+    sigma = unpack(part["sigma"]).reshape(2, 4, len(part["s"]))
+    np.testing.assert_array_equal(np.isfinite(sigma).all(axis=2), [[True, True, False, False], [True] * 4])
 
 
 def test_a_baselines_bands_are_those_of_each_layer(one_run: Report, make_report: Callable[..., Report]) -> None:

@@ -112,6 +112,18 @@ def test_a_file_of_maps_that_holds_something_else_is_refused(with_maps: Report, 
         load(out)
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (3, 16), (4, 15), (4,)])
+def test_spectra_of_other_shapes_than_the_table_says_are_refused(
+    one_run: Report, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """The digests of such a report are right: it was written so."""
+    key = next(iter(one_run.spectra))
+    wrong = replace(one_run, spectra={**one_run.spectra, key: np.ones(shape)})
+    found = load(write_directory(wrong, tmp_path / "out", formats=(Format.SPECTRA,)))
+    with pytest.raises(InputError, match=r"spectra\.safetensors: .*attn is no float64 tensor of 4 heads"):
+        found.spectra[key]
+
+
 def test_one_run_has_no_run_in_its_tensor_names(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
