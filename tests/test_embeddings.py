@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from build import random_layer
@@ -53,8 +55,18 @@ def test_what_bert_gives_its_first_layer(tmp_path):
 
 
 def test_the_tokens_are_the_same_for_every_checkpoint():
-    layer = random_layer(d=32)
-    np.testing.assert_array_equal(embeddings.inputs(checkpoint(), layer), embeddings.inputs(checkpoint(), layer))
+    """Which rows of the table were taken, read off two tables of different numbers at different steps."""
+    layer = random_layer(d=32, q_input=None)
+    trained = {"transformer.wte.weight": np.random.default_rng(1).standard_normal((50, 32))}
+    chosen = []
+    for made in (checkpoint(), replace(checkpoint(**trained), name="step-000100", step=100)):
+        tokens, places = (made.store.read(f"transformer.{name}.weight") for name in ("wte", "wpe"))
+        bare = embeddings.inputs(made, layer) - places
+        away = np.abs(bare[:, :, None] - tokens).max(axis=3)
+        assert away.min(axis=2).max() < 1e-5
+        chosen.append(away.argmin(axis=2))
+    np.testing.assert_array_equal(*chosen)
+    assert len(np.unique(chosen[0])) > 20
 
 
 @pytest.mark.parametrize(
