@@ -31,9 +31,5 @@ class UnknownLayoutError(LayoutError):
     """The tensors are readable and match no layout that is known: a layout file can be drafted from their names."""
 
 
-class TrainingError(QkspecError):
-    """A training run cannot start, or cannot go on for a reason outside the model."""
-
-
 class OutputError(QkspecError):
     """A result could not be written."""

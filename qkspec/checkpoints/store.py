@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qkspec.qk import Array
@@ -64,4 +64,3 @@ class Checkpoint:
     config: Mapping[str, Any]
     store: Store
     path: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)

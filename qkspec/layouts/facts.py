@@ -77,11 +77,6 @@ def gpt2_scale(config: Config, d_q: int, layer: int) -> float:
     return scale / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else scale
 
 
-def mup_scale(config: Config, d_q: int, layer: int) -> float:
-    """Return 1/d_q for models trained in the maximal-update parametrisation (``use_mup`` or ``mup_...`` keys)."""
-    return 1.0 / d_q if config.get("use_mup") else inverse_root(config, d_q, layer)
-
-
 def disentangled_scale(config: Config, d_q: int, layer: int) -> float:  # noqa: ARG001 - the signature of every ScaleRule
     """Return DeBERTa's 1/√(n d_q) with n = 1 + the kinds of position terms."""
     kinds = config.get("pos_att_type") or ()
