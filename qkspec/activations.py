@@ -115,9 +115,9 @@ def record(model: Any, *args: Any, config: Mapping[str, Any] | None = None, **kw
     found: dict[str, F32] = {}
 
     def keep(name: str, x: F32, y: F32 | None) -> None:
-        found[name] = x
+        found[name] = np.array(x, order="C")  # the model may go on in the same memory; safetensors writes it as it lies
         if y is not None:
-            found[name + KEYS] = y
+            found[name + KEYS] = np.array(y, order="C")
 
     with torch.no_grad(), watching(model, names, keep):
         model(*args, **kwargs)

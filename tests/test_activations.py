@@ -126,3 +126,26 @@ def test_activations_that_do_not_fit_are_refused(tmp_path):
         save_file({"h.0.attn": value}, tmp_path / "x.safetensors")
         with pytest.raises(InputError, match=said):
             activations.load(tmp_path / "x.safetensors")
+
+
+def test_what_is_recorded_stays_and_can_be_saved(tmp_path):
+    """A module that is given a transposed view, and a model that goes on in the same memory."""
+    from safetensors.numpy import load_file
+
+    from qkspec.train.config import TrainConfig
+    from qkspec.train.models import gpt
+
+    settings = TrainConfig(layers=1, heads=2, width=16, context=8, vocab=16)
+    model, config, ids = gpt.build(settings), gpt.config_json(settings), torch.arange(8)[None]
+    plain = activations.record(model, ids, config=config)
+    attention = model.transformer.h[0].attn
+    attention.register_forward_pre_hook(lambda _, args: (args[0].mT.contiguous().mT,))
+
+    def go_on(_, args, __):
+        args[0].zero_()
+
+    attention.register_forward_hook(go_on)
+    found = activations.record(model, ids, config=config)
+    save_file(found, tmp_path / "x.safetensors")
+    for kept in (found, load_file(tmp_path / "x.safetensors")):
+        np.testing.assert_array_equal(kept["transformer.h.0.attn"], plain["transformer.h.0.attn"])

@@ -22,7 +22,7 @@ def write(report: Report, out: Path) -> None:
     from safetensors.numpy import save_file
 
     keys = tensor_names(report.readings)
-    tensors = {MAP + keys[key]: codes for key, codes in report.maps.pictures.items()}
+    tensors = {MAP + keys[key]: np.ascontiguousarray(codes) for key, codes in report.maps.pictures.items()}
     tensors |= {ERROR + keys[key]: np.ascontiguousarray(errors) for key, errors in report.maps.errors.items()}
     for kind, own in report.maps.given.items():
         tensors |= {f"{kind}/{keys[key]}": np.ascontiguousarray(codes) for key, codes in own.items()}

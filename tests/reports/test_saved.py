@@ -84,6 +84,11 @@ def test_pictures_of_maps_come_back(with_maps: Report, tmp_path: Path) -> None:
     assert_same_maps(load(out).maps, with_maps.maps)
     again = write_directory(load(out), tmp_path / "again", formats=(Format.MAPS,))
     assert (again / "maps.safetensors").read_bytes() == (out / "maps.safetensors").read_bytes()
+    mirrored = Maps({key: codes[:, ::-1] for key, codes in with_maps.maps.pictures.items()})
+    assert_same_maps(
+        load(write_directory(replace(with_maps, maps=mirrored), tmp_path / "views", formats=(Format.MAPS,))).maps,
+        mirrored,
+    )
     bare = write_directory(with_maps, tmp_path / "bare", formats=())
     assert not (bare / "maps.safetensors").exists()
     assert "analyze the checkpoints again" in load(bare).maps.note
