@@ -21,12 +21,14 @@ from qkspec.checkpoints.formats import METADATA, find_place, peek_step, weight_f
 from qkspec.checkpoints.names import is_generic, is_temporary, natural, says_step, stem_of, step_of
 from qkspec.checkpoints.source import Run, Source, place_below
 from qkspec.checkpoints.store import Checkpoint
-from qkspec.errors import CheckpointError, InputError
+from qkspec.errors import CheckpointError, InputError, UsageError
 
 __all__ = ["Run", "Source", "find_runs", "open_checkpoint"]
 
 _MAX_DEPTH = 5  # folders below the one that was given: runs/lightning_logs/version_0/checkpoints/…
 _MAX_FOLDERS = 20_000
+_REPORT = "report.json"  # of a saved report: its maps and spectra are tensors, and no checkpoint
+_KIND = b'"kind": "qkspec report"'  # on its second line
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, name: str | None = None, step: int | None = None) -> Checkpoint:
@@ -59,6 +61,7 @@ def find_runs(paths: Sequence[str], *, revisions: str = "") -> tuple[Run, ...]:
 
     Raises:
         InputError: a path does not exist, a glob matches nothing, or there is no checkpoint below a folder.
+        UsageError: a path is a saved report.
     """
     singles: list[Source] = []
     runs: list[Run] = []
@@ -119,6 +122,8 @@ def _runs_at(path: str, revisions: str) -> list[Run]:
     if file:
         source = replace(_file_source(folder, file), path=path)
         return [Run(source.name, (source,), path)]
+    if _is_report(folder):
+        raise UsageError(f"{path}: is a saved report, not a checkpoint; analyze, gate, compare and plot take one, alone")
     runs = _Walk(revisions).runs(folder)
     if not runs:
         raise InputError(f"{path}: holds no checkpoint; give a checkpoint, or the folder that holds them")
@@ -150,7 +155,9 @@ class _Walk:
         below: list[Run] = []
         for name in self._folders(folder, ignored):
             inner = folder.folder(name)
-            if _is_checkpoint(inner, name):
+            if _is_report(inner):
+                ignored[inner.path] = "is a report that qkspec wrote"
+            elif _is_checkpoint(inner, name):
                 if own is None or says_step(name):
                     members.append(_folder_source(inner, name))
             elif own is None:
@@ -196,6 +203,20 @@ def _cached(folder: Folder, pattern: str) -> list[Run]:
             ignored[snapshot.path] = f"the cache holds no weights of revision {name}"
     name = _base(folder.path).removeprefix("models--").replace("--", "/")
     return [Run(name, _ordered(sources), folder.path, {}, ignored)] if sources else []
+
+
+def _is_report(folder: Folder) -> bool:
+    """Say whether a folder is a report that qkspec wrote, by the head of its report.json."""
+    try:
+        if folder.entries().get(_REPORT) is not False:
+            return False
+        blob = folder.blob(_REPORT)
+        try:
+            return _KIND in bytes(blob.read(0, min(blob.size, 64)))
+        finally:
+            blob.close()
+    except CheckpointError:
+        return False
 
 
 def _own_files(folder: Folder) -> tuple[str, ...] | None:

@@ -103,8 +103,8 @@ class Run:
         sources: by step; those without one last, in the natural order of names.
         path: what the user gave.
         skipped: path to reason, for folders that could not be looked into: what they hold is not known.
-        ignored: path to reason, for what was passed over on purpose: temporary folders of savers, and links to a
-            checkpoint that is there already.
+        ignored: path to reason, for what was passed over on purpose: temporary folders of savers, reports, and links
+            to a checkpoint that is there already.
     """
 
     name: str

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from qkspec.checkpoints.sequence import Run, find_runs, open_checkpoint
-from qkspec.errors import CheckpointError, InputError
+from qkspec.errors import CheckpointError, InputError, UsageError
 
 WEIGHTS = {"h.0.attn.weight": torch.ones(2, 2)}
 
@@ -227,3 +227,27 @@ def test_a_large_run_is_found_quickly(tmp_path: Path) -> None:
         os.link(first / "model.safetensors", folder / "model.safetensors")
     (run,) = find_runs([str(tmp_path / "run")])
     assert [s.step for s in run.sources] == list(range(1000))
+
+
+def report(folder: Path, kind: str = "qkspec report") -> Path:
+    model(folder, file="maps.safetensors")
+    save_file(WEIGHTS, folder / "spectra.safetensors")
+    (folder / "report.json").write_text(json.dumps({"kind": kind, "schema": 1}, indent=1))
+    return folder
+
+
+def test_a_report_inside_its_run_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2):
+        model(tmp_path / "run" / f"step-{step}")
+    report(tmp_path / "run" / "report")
+    report(tmp_path / "run" / "deeper" / "report-9")
+    (run,) = find_runs([str(tmp_path / "run")])
+    assert [s.name for s in run.sources] == ["step-1", "step-2"]
+    assert run.ignored == {str(tmp_path / "run" / "report"): "is a report that qkspec wrote"}
+    report(tmp_path / "run" / "other", kind="another report")
+    assert len(find_runs([str(tmp_path / "run")])) == 2, "what others call a report may hold checkpoints"
+
+
+def test_a_report_given_as_a_checkpoint_is_told_where_it_goes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rep: is a saved report, not a checkpoint; analyze, gate, compare and plot"):
+        find_runs([str(report(tmp_path / "rep"))])
