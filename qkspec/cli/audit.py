@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,8 +54,7 @@ def audit(
     for name, reason in found.skipped if not quiet else ():
         warn(f"{name} skipped: {reason}")
     if output_format is Lines.JSON:
-        json.dump(document(found), sys.stdout, indent=1, allow_nan=False)
-        print()  # noqa: T201 - ends the last line
+        print(json.dumps(document(found), indent=1, allow_nan=False))  # noqa: T201 - the command's result
         return
     for line in lines(found):
         print(clean(line, 500))  # noqa: T201 - the command's result
@@ -84,7 +82,7 @@ def lines(found: "Audit") -> list[str]:
 
 
 def document(found: "Audit") -> dict[str, Any]:
-    """Return an audit as plain values."""
+    """Return an audit as plain values; None stands for a limit that is infinite, and for what is not known."""
     from dataclasses import asdict
 
     from qkspec.readings import plain
@@ -100,7 +98,7 @@ def document(found: "Audit") -> dict[str, Any]:
     terms = [{"step": step, "blocks": [_block(block) for block in own]} for step, own in found.terms]
     skipped = dict(found.skipped)
     return {
-        "schema": 1, "run": found.run, "tau": found.tau, "increments": increments, "changes": changes, "terms": terms,
+        "schema": 1, "run": found.run, "tau": _plain(found.tau), "increments": increments, "changes": changes, "terms": terms,
         "skipped": skipped,
     }  # fmt: skip
 

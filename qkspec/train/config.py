@@ -94,8 +94,8 @@ class TrainConfig:
             raise UsageError(f"--warmup {self.warmup} is longer than the run of --steps {self.steps}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the knobs as plain data."""
-        return dataclasses.asdict(self)
+        """Return the knobs as plain data that strict JSON holds: infinity is "inf"."""
+        return {name: "inf" if value == _INF else value for name, value in dataclasses.asdict(self).items()}
 
 
 _INF = float("inf")
@@ -159,6 +159,7 @@ def _flag(name: str) -> str:
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Return the config that ``as_dict`` wrote; UsageError for an unknown knob or a value of the wrong type."""
     hints = get_type_hints(TrainConfig)
+    values = {k: _INF if v == "inf" and hints.get(k) is float else v for k, v in values.items()}
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{name!r} is not a setting of qkspec train")

@@ -40,6 +40,16 @@ def test_a_run_says_its_losses_and_where_the_checkpoints_are(
     assert json.loads((out / "run.json").read_text())["train_config"]["width"] == 16
 
 
+def test_tau_of_infinity_is_adamw_and_resumes(options: list[str], tmp_path: Path) -> None:
+    for name, more in (("a", ["--optimizer", "adamw"]), ("b", ["--tau", "inf"])):
+        assert main(["train", *options, *more, "--steps", "2", "--out", str(tmp_path / name)]) == 0
+    assert main(["train", "--resume", str(tmp_path / "b"), "--steps", "3", "-q"]) == 0
+    a, b = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in "ab")
+    assert len(b) == 4
+    for x, y in zip(a[1:], b[1:], strict=False):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+
+
 def test_progress_is_lines_on_stderr_where_there_is_no_terminal(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

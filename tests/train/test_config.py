@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 
 import pytest
 
@@ -9,6 +11,13 @@ from qkspec.train.config import TrainConfig, from_dict
 def test_plain_data_comes_back_as_the_same_config() -> None:
     config = TrainConfig(lr=0.02, norm="rms", qk_norm=True)
     assert from_dict(config.as_dict()) == config
+
+
+def test_infinity_survives_strict_json() -> None:
+    config = TrainConfig(tau=math.inf, clip=math.inf)
+    assert from_dict(json.loads(json.dumps(config.as_dict(), allow_nan=False))) == config
+    with pytest.raises(UsageError, match="--lr inf is outside"):
+        from_dict({"lr": "inf"})
 
 
 @pytest.mark.parametrize(
