@@ -19,10 +19,13 @@ def plot(
     from dataclasses import replace
 
     from qkspec.cli.measuring import load_bands
+    from qkspec.errors import UsageError
     from qkspec.reports.plots import check_format, draw_into
-    from qkspec.reports.saved import load
+    from qkspec.reports.saved import is_report, load
 
     check_format(plot_format)
+    if out is not None and is_report(out):
+        raise UsageError(f"{out}: is a report, which figures among its files would spoil; name another folder for --out")
     loaded = load(report)
     if baseline is not None:
         loaded = replace(loaded, bands=load_bands(baseline))
