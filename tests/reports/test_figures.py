@@ -109,9 +109,9 @@ def test_a_run_without_a_loss_says_so_beside_one_that_has_it(two_runs: Report) -
     assert len(_drawn(two_runs, sigma1_trajectories).axes) == 2
 
 
-@pytest.mark.parametrize("kind", ["huge", "not finite", "one point", "one checkpoint", "no steps"])
+@pytest.mark.parametrize("kind", ["huge", "not finite", "one point", "one checkpoint", "one step", "no steps"])
 def test_odd_losses_are_drawn(make_report: Callable[..., Report], tmp_path: Path, kind: str) -> None:
-    shape: dict[str, object] = {"steps": (None, None)} if kind == "no steps" else {"steps": (0, 100)}
+    shape: dict[str, object] = {"steps": {"no steps": (None, None), "one step": (100, 100)}.get(kind, (0, 100))}
     report = make_report(("a", (0.0,) if kind == "one checkpoint" else (0.0, 6.0)), layers=1, **shape)
     report = with_losses(report, "a", trouble=1e6 if kind == "huge" else np.nan if kind == "not finite" else 0.0)
     if kind == "one point":
@@ -120,6 +120,8 @@ def test_odd_losses_are_drawn(make_report: Callable[..., Report], tmp_path: Path
     assert len(draw_into(report, tmp_path)) == len(FIGURES)
     lower = _drawn(report, sigma1_trajectories).axes[-1]
     assert lower.get_yscale() == ("log" if kind in ("huge", "no steps") else "linear")
+    if kind == "one step":
+        assert lower.get_xlim()[0] < 5, "the loss is seen, not one point of it"
 
 
 def test_a_baseline_is_drawn_as_what_its_heads_showed(one_run: Report, make_report: Callable[..., Report]) -> None:
