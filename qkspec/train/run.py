@@ -114,12 +114,20 @@ def resume(folder: Path, stop: Stop, changes: dict[str, Any] | None = None) -> I
 
 
 def recorded(folder: Path, changes: dict[str, Any]) -> TrainConfig:
-    """Return the config that a run's folder records, with changes; InputError when there is no run."""
+    """Return the config that a run's folder records, with changes.
+
+    Raises:
+        InputError: there is no run.
+        UsageError: a change is of another model, or of no value that its knob takes.
+    """
     try:
         values = json.loads((folder / RUN).read_text(encoding="utf-8"))["train_config"]
-        return from_dict(values | changes)
+        before = from_dict(values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: holds no run to resume (no readable {RUN}); start one without --resume") from error
+    if changes.get("model", before.model) != before.model:
+        raise UsageError(f"--model {changes['model']}: {folder} trains a {before.model}; leave --model out to resume it")
+    return from_dict(values | changes)
 
 
 def record(lab: Lab) -> dict[str, Any]:

@@ -65,6 +65,9 @@ def _single(request: Request, world: World) -> int:
     changes = {name: request.knobs[name] for name in request.given}
     config = runs.recorded(request.resume, changes) if request.resume else wanted(request)
     folder = request.resume or request.out or default_folder(config)
+    if "tau" in request.given and config.optimizer == "adamw" and world.leads and not request.quiet:
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print("warning: --tau bounds the steps of adamw2; --optimizer adamw does not use it")
     start, validated = time.perf_counter(), Step(0)
     last: Step | None = None
     services = words(request.log) if world.leads else []

@@ -50,6 +50,24 @@ def test_tau_of_infinity_is_adamw_and_resumes(options: list[str], tmp_path: Path
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
 
 
+def test_a_run_is_not_resumed_as_another_model(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", *options, "--steps", "1", "--out", out]) == 0
+    assert main(["train", "--resume", out, "--model", "vit"]) == 2
+    assert f"--model vit: {out} trains a gpt; leave --model out" in capsys.readouterr().err
+    assert main(["train", "--resume", out, "--model", "gpt", "--steps", "0", "-q"]) == 0
+
+
+def test_tau_without_adamw2_is_told(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options.remove("-q")
+    for name, more, told in (("a", ["--tau", "0.1"], True), ("b", [], False)):
+        run = ["train", *options, *more, "--optimizer", "adamw", "--steps", "1", "--out", str(tmp_path / name)]
+        assert main(run) == 0
+        assert ("warning: --tau bounds the steps of adamw2" in capsys.readouterr().err) == told
+
+
 def test_progress_is_lines_on_stderr_where_there_is_no_terminal(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
