@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from qkspec.analysis import Report
 from qkspec.baseline import Bands
+from qkspec.judging import NOT_JUDGED
 from qkspec.policy import Held, Policy
 from qkspec.readings import NO_STEP, Readings
 from qkspec.theorem import Verdict
 
 __all__ = ["Failure", "Outcome", "Policy", "check", "where"]
 
+NO_BAND = "the baseline has no band for it"
 UNKNOWN_IF_UNJUDGED = frozenset(Verdict) - {Verdict.BROKEN, Verdict.DEAD}
 
 
@@ -25,7 +27,7 @@ class Failure:
         where: "run/checkpoint module head h", or a run's name.
         rule: the option and the metric.
         value: None where it could not be measured; text where the rule is a verdict.
-        limit: text where the rule is a verdict.
+        limit: text where the rule is a verdict; None where the baseline has no band for the head.
         row: of the report's readings, or -1 for a run.
         head: "run module head h", the same at every checkpoint; "" for a run.
         at: "step 40", or the checkpoint's name where it has no step; "" for a run.
@@ -34,7 +36,7 @@ class Failure:
     where: str
     rule: str
     value: float | str | None
-    limit: float | str
+    limit: float | str | None
     row: int = -1
     head: str = ""
     at: str = ""
@@ -42,11 +44,14 @@ class Failure:
     @property
     def told(self) -> str:
         """Rule, value and limit."""
-        limit = f"{self.limit:.6g}" if isinstance(self.limit, float) else self.limit
+        if self.limit is None and self.value is None:
+            return f"{self.rule}: {NO_BAND}"
+        limit = f"limit {self.limit:.6g}" if isinstance(self.limit, float) else f"limit {self.limit}"
+        limit = NO_BAND if self.limit is None else limit
         if self.value is None:
-            return f"{self.rule} could not be measured (limit {limit})"
+            return f"{self.rule} could not be measured ({limit})"
         shown = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
-        return f"{self.rule} {shown} (limit {limit})"
+        return f"{self.rule} {shown} ({limit})"
 
     @property
     def message(self) -> str:
@@ -116,7 +121,7 @@ def check(report: Report, policy: Policy, bands: Bands | None = None) -> Outcome
         _hold(report, readings, rows, rule, found)
         touched |= rule.in_force
     touched |= _judge(report, policy, readings, rows, found)
-    _runs(report, policy, found)
+    touched |= _runs(report, policy, rows, found)
     remarks = dict.fromkeys(remark for fact in report.checkpoints for remark in fact.remarks)
     return Outcome(
         tuple(sorted(found.failures, key=lambda failure: failure.row)),
@@ -135,7 +140,7 @@ def where(report: Report, row: int) -> str:
     return f"{r['run'][row]}/{r['checkpoint'][row]} {r['module'][row]} head {r['head'][row]}"
 
 
-def _of_head(report: Report, row: int, rule: str, value: float | str | None, limit: float | str) -> Failure:
+def _of_head(report: Report, row: int, rule: str, value: float | str | None, limit: float | str | None) -> Failure:
     """Return the failure of one row."""
     r = report.readings
     step = int(r["step"][row])
@@ -151,11 +156,11 @@ def _hold(report: Report, readings: Readings, rows: NDArray[np.int64], rule: Hel
         accepted = values >= rule.limits if rule.sign == ">=" else values <= rule.limits
     name = f"{rule.option} {rule.metric}"
     for at in np.flatnonzero(rule.in_force & ~accepted):
-        row, limit = int(rows[at]), float(rule.limits[at])
+        row, limit = int(rows[at]), None if np.isnan(rule.limits[at]) else float(rule.limits[at])
         verdict = report.verdicts[row]
         if verdict is Verdict.BROKEN:
             found.failures.append(_of_head(report, row, name, Verdict.BROKEN.value, limit))
-        elif not np.isnan(values[at]) and not np.isnan(limit):
+        elif not np.isnan(values[at]) and limit is not None:
             found.failures.append(_of_head(report, row, name, float(values[at]), limit))
         elif verdict is not Verdict.DEAD:  # an all-zero head has no SEC, and cannot exceed one
             found.unmeasured.append(_of_head(report, row, name, None, limit))
@@ -192,14 +197,14 @@ def _unmapped(readings: Readings) -> NDArray[np.bool_]:
     return np.asarray(~np.logical_or.reduce([np.isfinite(readings.metric(name)) for name in asked]))
 
 
-def _runs(report: Report, policy: Policy, found: _Findings) -> None:
-    """Hold what a run's heads say together at its last checkpoint."""
+def _runs(report: Report, policy: Policy, rows: NDArray[np.int64], found: _Findings) -> NDArray[np.bool_]:
+    """Hold what a run's heads say together at its last checkpoint; return which rows a share was taken over."""
     for run, state in report.states.items():
         if state.dead and not state.judged:  # there is no spectrum that could cross a threshold
             what = f"W_q'W_k = 0 in every head ({state.dead}): health"
             found.unmeasured.append(Failure(run, what, None, "a living head"))
     if policy.max_share is None:
-        return
+        return np.zeros(len(rows), dtype=bool)
     for run, state in report.states.items():
         if state.share <= policy.max_share:
             continue
@@ -208,6 +213,8 @@ def _runs(report: Report, policy: Policy, found: _Findings) -> None:
         else:
             value = state.verdict if np.isnan(state.share) else state.share
             found.failures.append(Failure(run, "--max-share", value, policy.max_share))
+    judged = np.array([report.verdicts[row] not in NOT_JUDGED for row in rows.tolist()], dtype=bool)
+    return judged & np.isin(rows, _last_rows(report))
 
 
 def _last_rows(report: Report) -> NDArray[np.int64]:

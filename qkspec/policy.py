@@ -115,9 +115,9 @@ class Policy:
 
     @property
     def says_something(self) -> bool:
-        """Whether any rule at all is given."""
+        """Whether any threshold is given; a baseline's bands are held beside the rules, not in place of them."""
         overridden = any(o.fail_on or any(v is not None for v in o.limits.values()) for o in self.layer)
-        return bool(self.rules or self.fail_on or self.baseline or self.max_share is not None or overridden)
+        return bool(self.rules or self.fail_on or self.max_share is not None or overridden)
 
     @property
     def needs_sec(self) -> bool:
@@ -175,7 +175,10 @@ class Policy:
             raise UsageError(f"{where}: s must be a whole number")
         if not isinstance(values.get("baseline", ""), str):
             raise UsageError(f"{where}: baseline must be the path of a report directory")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
 
 def threshold(name: str, value: object) -> None:
@@ -235,7 +238,10 @@ def _override(table: object, where: str) -> Override:
     for name in NUMERIC:
         if name in values:
             limit = None if values[name] is False else values[name]
-            threshold(name, limit)
+            try:
+                threshold(name, limit)
+            except UsageError as error:
+                raise UsageError(f"{where}: {error}") from None
             limits[name] = limit
     fail_on = verdicts(values["fail_on"], where) if "fail_on" in values else None
     if values.get("layers") == []:

@@ -1,3 +1,4 @@
+import json
 import math
 import tomllib
 
@@ -15,6 +16,7 @@ from qkspec.metrics import DEFAULT_SIZES, names
 from qkspec.policy import Override, Policy, verdicts
 from qkspec.ranges import whole_numbers
 from qkspec.readings import Readings, concatenate
+from qkspec.reports.crossings import counted, document
 from qkspec.theorem import Limits, Verdict
 
 
@@ -178,9 +180,13 @@ def test_only_the_last_checkpoint_if_asked(healthy, collapsed):
 
 def test_the_share_of_a_run(healthy, collapsed):
     assert check(report(collapsed), Policy(max_share=0.25)).failures[0].value == 1.0
-    assert check(report(healthy), Policy(max_share=0.25, max_sec=1.0)).exit_code == 0
+    alone = check(report(healthy), Policy(max_share=0.25))
+    assert (alone.exit_code, alone.heads) == (0, len(healthy))
+    both = check(report(healthy, collapsed), Policy(max_share=0.25))
+    assert (both.exit_code, both.heads) == (1, 1), "a share is taken over the last checkpoint"
+    assert check(report(dead()), Policy(max_share=0.25)).exit_code == 3
     linear = report(healthy, applicable=False)
-    assert check(linear, Policy(max_share=0.25, max_sec=1.0)).exit_code == 3
+    assert check(linear, Policy(max_share=0.25)).exit_code == 3
 
 
 def test_strict_lets_no_assumption_pass(healthy):
@@ -256,8 +262,9 @@ def test_overrides_speak_for_their_layers_and_a_later_one_wins():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(written, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as told:
         Policy.from_mapping(tomllib.loads(written), "qkspec.toml")
+    assert str(told.value).startswith("qkspec.toml: ")
 
 
 def test_layers_are_written_as_numbers_ranges_or_lists():
@@ -277,8 +284,9 @@ def test_every_verdict_can_be_written():
 def test_a_policy_knows_whether_it_says_anything():
     assert not Policy().says_something
     assert not Policy(layer=(Override(frozenset({1}), "", {"max_sec": None}),)).says_something
+    assert not Policy(baseline="x").says_something, "its bands are held beside the default rule, not in place of it"
     for policy in (
-        Policy(max_sec=1.0), Policy(max_share=1.0), Policy(baseline="x"), Policy(fail_on=frozenset({Verdict.DEAD})),
+        Policy(max_sec=1.0), Policy(max_share=1.0), Policy(fail_on=frozenset({Verdict.DEAD})),
         Policy(layer=(Override(frozenset({1}), "", {"max_sec": 1.0}),)),
     ):  # fmt: skip
         assert policy.says_something
@@ -298,4 +306,24 @@ def test_a_head_outside_the_baselines_band_fails(healthy, collapsed):
 
 def test_a_layer_that_the_baseline_lacks_is_not_measured(healthy):
     other = table(random_layer(layer=3))
-    assert check(report(other), Policy(baseline="base"), Bands.of(healthy, "base")).exit_code == 3
+    found = check(report(other), Policy(baseline="base"), Bands.of(healthy, "base"))
+    assert found.exit_code == 3
+    assert {failure.limit for failure in found.unmeasured} == {None}
+    assert all(failure.told == f"{failure.rule}: the baseline has no band for it" for failure in found.unmeasured)
+    with np.errstate(invalid="ignore"):
+        spoilt = check(report(broken()), Policy(baseline="base"), Bands.of(other, "base"))
+    assert spoilt.failures[0].told == "--baseline sigma1 broken (the baseline has no band for it)"
+
+
+def test_all_that_a_gate_finds_is_json(healthy):
+    other = with_values(table(random_layer(layer=3)), freezing_ratio=np.inf)
+    for policy, bands in ((Policy(baseline="base"), Bands.of(healthy, "base")), (Policy(max_freezing=1.0), None)):
+        found = document(check(report(other), policy, bands))
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_one_is_told_as_one(healthy):
+    one = Outcome((Failure("a", "r", 2.0, 1.0),), (), {"x": "damaged"}, heads=1)
+    assert counted(one) == "1 crossed a threshold (1 value), 1 input was skipped"
+    two = Outcome((Failure("a", "r", 2.0, 1.0),) * 2, (), {"x": "damaged", "y": "damaged"}, heads=1)
+    assert counted(two) == "1 crossed a threshold (2 values), 2 inputs were skipped"

@@ -72,7 +72,7 @@ def analyze(
     formats = further_formats(further, out)
     if margin is not None and baseline is None:
         raise UsageError("--margin is a distance from the bands of --baseline: give one, or leave it out")
-    bands = load_bands(baseline, margin) if baseline is not None else None
+    bands = load_bands(baseline, margin, quiet=quiet) if baseline is not None else None
     report = measure(
         paths, flags, *load_file(), quiet=quiet, progress=not no_progress, verbose=verbose, keep=out is not None,
         every_head=out is not None or output_format is OutputFormat.CSV,

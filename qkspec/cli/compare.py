@@ -1,7 +1,6 @@
 """``qkspec compare``: two runs side by side, and the first step at which they part."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,8 +63,7 @@ def compare(
         views = [RunView.of(side, run) for side, run in zip(sides, runs, strict=True)]
         save(Pair(found, views[0], views[1], findings(found), document(found)), out)
     if output_format is Lines.JSON:
-        json.dump(document(found), sys.stdout, indent=1, allow_nan=False)
-        print()  # noqa: T201 - ends the last line
+        print(json.dumps(document(found), indent=1, allow_nan=False))  # noqa: T201 - the command's result
         return
     show(clean(line, 500) for line in lines(found, columns()))
 

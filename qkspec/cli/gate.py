@@ -88,6 +88,7 @@ def gate(
     from qkspec.gate import check
     from qkspec.reports.crossings import document
 
+    check_targets(junit, sarif, markdown)
     table, where = load_file()
     written = {"gate": load_policy(policy_file)} if policy_file is not None else table
     given = {
@@ -96,19 +97,32 @@ def gate(
         "baseline": baseline, "margin": margin,
     }  # fmt: skip
     rules = policy(given, written, where if policy_file is None else str(policy_file))
-    bands = load_bands(rules.baseline, rules.margin) if rules.baseline else None
+    bands = load_bands(rules.baseline, rules.margin, quiet=quiet) if rules.baseline else None
     size = rules.s if rules.needs_sec else None
     report = measure(paths, flags, table, where, quiet=quiet, progress=not no_progress, verbose=verbose, s=size)
     outcome = check(report, rules, bands)
     write_files(report, outcome, junit=junit, sarif=sarif, markdown=markdown)
     annotate(outcome, sys.stderr if output_format is Lines.JSON else sys.stdout)
     if output_format is Lines.JSON:
-        json.dump(document(outcome), sys.stdout, indent=1, allow_nan=False)
-        print()  # noqa: T201 - ends the last line
+        print(json.dumps(document(outcome), indent=1, allow_nan=False))  # noqa: T201 - the command's result
     else:
         show(clean(line, limit=1000) for line in lines(outcome, rules))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def check_targets(*paths: Path | None) -> None:
+    """Refuse to write two of a gate's files to one path, before the work.
+
+    Raises:
+        UsageError: naming it.
+    """
+    from qkspec.errors import UsageError
+
+    targets = [path.resolve() for path in paths if path is not None]
+    for path in targets:
+        if targets.count(path) > 1:
+            raise UsageError(f"{path}: --junit, --sarif and --markdown each need a file of their own")
 
 
 def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -> "Policy":
@@ -123,9 +137,11 @@ def policy(given: "Mapping[str, Any]", table: "Mapping[str, Any]", where: str) -
     if not isinstance(written, dict):
         raise UsageError(f"{where}: gate must be a table")
     chosen = {name: value for name, value in given.items() if value is not None and value != []}
-    rules = Policy.from_mapping(
-        {**{key.replace("-", "_"): value for key, value in written.items()}, **chosen}, where or "gate"
-    )
+    Policy.from_mapping(written, where)  # a mistake is told with the file or the command line that it stands in
+    merged = {**{key.replace("-", "_"): value for key, value in written.items()}, **chosen}
+    rules = Policy.from_mapping(merged, "gate")
+    if "margin" in merged and rules.baseline is None:
+        raise UsageError("--margin is a distance from the bands of --baseline: give one, or leave it out")
     if not rules.says_something:
         return replace(rules, fail_on=frozenset({Verdict.MALIGNANT, Verdict.BROKEN}))
     return rules
@@ -162,18 +178,21 @@ def annotate(outcome: "Outcome", out: TextIO) -> None:
 
 def lines(outcome: "Outcome", rules: "Policy") -> "Iterator[str]":
     """Yield what a gate found: a line for each rule and head, what could not be told, and the result."""
-    from qkspec.reports.crossings import WORDS, counted
+    from qkspec.reports.crossings import NONE_HELD, WORDS, counted
 
     yield from _told("FAIL", outcome.failures)
     yield from _told("UNMEASURED", outcome.unmeasured)
     yield from _some([f"SKIPPED {where}: {reason}" for where, reason in outcome.skipped.items()], SHOWN, "skipped")
+    if not outcome.heads:
+        yield f"UNMEASURED {NONE_HELD}"
     yield from (f"ASSUMED {warning}" for warning in outcome.warnings if outcome.strict)
-    said = [f"{rule} {limit:g}" for rule, _, limit in rules.rules]
+    said = [f"{rule} {limit:g}" + f" -s {rules.s}" * (rule == "--max-sec") for rule, _, limit in rules.rules]
     said += [] if rules.max_share is None else [f"--max-share {rules.max_share:g}"]
     said += [f"--baseline {rules.baseline}"] if rules.baseline else []
-    said += [f"{len(rules.layer)} overrides for layers"] if rules.layer else []
+    said += [f"{len(rules.layer)} override{'s' * (len(rules.layer) != 1)} for layers"] if rules.layer else []
     said += [f"--fail-on {verdict.value.replace(' ', '-')}" for verdict in sorted(rules.fail_on, key=lambda v: v.value)]
-    result = f"gate {WORDS[outcome.exit_code]}: {outcome.heads} head readings held to {', '.join(said)}"
+    held = f"{outcome.heads} head reading{'s' * (outcome.heads != 1)} held to {', '.join(said)}"
+    result = f"gate {WORDS[outcome.exit_code]}: {held}"
     found = counted(outcome)
     yield f"{result}: {found}" if found else result
 

@@ -65,16 +65,22 @@ def measure(
     return replace(report, maps=maps.draw(report, runs, chosen)) if keep else report
 
 
-def load_bands(path: str, margin: float | None = None) -> Bands:
-    """Read the bands of a baseline off a saved report.
+def load_bands(path: str, margin: float | None = None, *, quiet: bool = False) -> Bands:
+    """Read the bands of a baseline off a saved report; warn where its heads give reason to doubt that it is healthy.
 
     Raises:
         InputError: it is no report directory.
-        UsageError: the margin is no factor.
+        UsageError: a run of it is lost or broken, or the margin is no factor.
     """
     from qkspec.reports.saved import load
 
-    return Bands.of(load(Path(path)).readings, path, margin=MARGIN if margin is None else margin)
+    report = load(Path(path))
+    for run, state in report.states.items():
+        if state.verdict in ("lost", "broken"):
+            raise UsageError(f"--baseline {path}: its run {run} is {state.verdict}; give the report of a healthy run")
+        if state.verdict == "warned" and not quiet:
+            bars.warn(f"--baseline {path}: its run {run} is warned, and its bands are as wide as its heads are bad")
+    return Bands.of(report.readings, path, margin=MARGIN if margin is None else margin)
 
 
 def _saved(path: str, chosen: Settings, flags: Flags, limits: Mapping[str, float]) -> Report:

@@ -1,5 +1,6 @@
 """What a gate found, put together by rule and head: a lost run crosses one threshold at hundreds of checkpoints."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from qkspec.gate import Failure, Outcome
 from qkspec.theorem import GRAVITY
 
 SCHEMA = 1
+NONE_HELD = "no head was held to the policy, and nothing checked is no pass"
 _GRAVITY = {verdict.value: place for place, verdict in enumerate(GRAVITY)}
 
 
@@ -63,11 +65,16 @@ def counted(outcome: Outcome) -> str:
         len({failure.head or failure.where for failure in found}) for found in (outcome.failures, outcome.unmeasured)
     )
     said = [
-        f"{crossed} crossed a threshold ({len(outcome.failures)} values)" if crossed else "",
-        f"{missing} could not be measured ({len(outcome.unmeasured)} values)" if missing else "",
-        f"{len(outcome.skipped)} inputs were skipped" if outcome.skipped else "",
+        f"{crossed} crossed a threshold ({_values(outcome.failures)})" if crossed else "",
+        f"{missing} could not be measured ({_values(outcome.unmeasured)})" if missing else "",
+        "1 input was skipped" if len(outcome.skipped) == 1 else "",
+        f"{len(outcome.skipped)} inputs were skipped" if len(outcome.skipped) > 1 else "",
     ]
     return ", ".join(part for part in said if part)
+
+
+def _values(found: Sequence[Failure]) -> str:
+    return "1 value" if len(found) == 1 else f"{len(found)} values"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -92,10 +99,17 @@ def _plain(crossing: Crossing) -> dict[str, Any]:
     return {
         "where": first.head or first.where,
         "rule": crossing.rule,
-        "worst": worst.value,
+        "worst": _finite(worst.value),
         "limit": worst.limit,
-        "checkpoints": [{"at": f.at, "where": f.where, "value": f.value, "limit": f.limit} for f in crossing.failures],
+        "checkpoints": [
+            {"at": f.at, "where": f.where, "value": _finite(f.value), "limit": f.limit} for f in crossing.failures
+        ],
     }
+
+
+def _finite(value: float | str | None) -> float | str | None:
+    """Return a value as JSON has it: an overflow is told as text, since no number of JSON is infinite."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _beyond(failure: Failure) -> tuple[bool, float]:

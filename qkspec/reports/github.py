@@ -5,7 +5,7 @@ from typing import TextIO
 
 from qkspec.clean import clean
 from qkspec.gate import Outcome
-from qkspec.reports.crossings import WORDS, Crossing, counted, crossings
+from qkspec.reports.crossings import NONE_HELD, WORDS, Crossing, counted, crossings
 from qkspec.reports.markdown import code, inert, table
 
 MAX_ANNOTATIONS = 10  # GitHub shows ten errors and ten warnings a step
@@ -25,7 +25,7 @@ def annotations(outcome: Outcome) -> Iterator[str]:
     found: dict[str, list[tuple[str, str]]] = {"error": [], "warning": []}
     level = "error" if outcome.exit_code == 3 else "warning"
     if not outcome.heads:
-        found["error"].append(("qkspec gate", "no head was held to the policy, and nothing checked is no pass"))
+        found["error"].append(("qkspec gate", NONE_HELD))
     found["error"] += _titled(crossings(outcome.failures))
     found[level] += _titled(crossings(outcome.unmeasured))
     found["warning" if outcome.allow_skipped else level] += [
@@ -80,11 +80,15 @@ def _table(heading: str, value: str, found: Sequence[Crossing]) -> Iterator[str]
     yield f"### {heading}"
     yield ""
     rows = [
-        [code(c.where), code(c.rule), _shown(c.worst.value), _shown(c.worst.limit), _at(c), str(len(c.failures))]
+        [code(c.where), code(c.rule), _shown(c.worst.value), _limit(c), _at(c), str(len(c.failures))]
         for c in found[:MAX_ROWS]
     ]
     yield from table(("where", "rule", value, "limit", "first", "checkpoints"), rows)
     yield from _more(len(found))
+
+
+def _limit(crossing: Crossing) -> str:
+    return "none" if crossing.worst.limit is None else _shown(crossing.worst.limit)
 
 
 def _at(crossing: Crossing) -> str:

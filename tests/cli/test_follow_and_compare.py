@@ -39,6 +39,14 @@ def test_watch_ends_at_the_verdict_that_it_waits_for(short, capsys):
     assert "turned malignant: transformer.h.0.attn head 0" in out[2]
 
 
+def test_watch_tells_what_it_held_back_before_it_ends(short, capsys):
+    config = short / "step-000020" / "config.json"
+    config.write_text(config.read_text().replace('"n_head": 2', '"n_head": 7'))
+    out = say(capsys, "watch", short, "--every", "0.1", "--until-verdict", "warned").splitlines()
+    assert ["cannot be measured" in line for line in out] == [False, False, True]
+    assert "step 20" in out[2]
+
+
 def test_watch_ends_when_nothing_comes_any_more(short, capsys):
     out = say(capsys, "watch", short, "--every", "0.1", "--until-idle", "0.3", "--format", "json").splitlines()
     moments = [json.loads(line) for line in out]
@@ -46,6 +54,18 @@ def test_watch_ends_when_nothing_comes_any_more(short, capsys):
     assert moments[-1]["verdict"] == "lost"
     assert moments[-1]["counts"]["malignant"] == 8
     assert {"module", "head", "before", "after"} == set(moments[-1]["turns"][0])
+
+
+def test_a_report_kept_inside_its_run_is_no_checkpoint(short, capsys):
+    report = short / "report"
+    say(capsys, "analyze", short, "-o", report, "-q")
+    say(capsys, "gate", short, "--max-freezing", "1e9", "-q")
+    say(capsys, "audit", short, "-q")
+    out = say(capsys, "watch", short, "--every", "0.1", "--until-idle", "0.2")
+    assert len(out.splitlines()) == 5
+    for command in (["inspect"], ["audit"], ["watch", "--until-idle", "1"]):
+        assert main([command[0], str(report), *command[1:]]) == 2
+        assert "a saved report, not a checkpoint; analyze, gate, compare and plot take one" in capsys.readouterr().err
 
 
 def test_an_alert_is_run_without_a_shell_and_told_the_facts(short, tmp_path, capsys):
@@ -118,6 +138,8 @@ def test_audit_as_text_and_as_json(capsys):
     found = json.loads(say(capsys, "audit", LOST, "--format", "json", "--terms", "all"))
     assert found["increments"][0]["bound"] is True
     assert {"module", "W_q", "W_k", "W_v", "W_q'W_k", "gamma_1", "beta_1"} <= set(found["terms"][0]["blocks"][0])
+    free = json.loads(say(capsys, "audit", LOST, "--tau", "inf", "--format", "json"))
+    assert (free["tau"], free["increments"][0]["limit"], free["increments"][0]["bound"]) == (None, None, False)
     assert main(["audit", str(ROOT / "sample_ckpts")]) == 2
     assert main(["audit", str(Path(LOST) / "step-000000")]) == 3
     assert main(["audit", LOST, "--tau", "0"]) == 2
@@ -210,6 +232,58 @@ def test_gate_and_analyze_against_a_baseline(tmp_path, capsys):
     text = say(capsys, "analyze", LOST, "--baseline", tmp_path / "base", "-q")
     assert "8 of 8 heads outside the bands" in " ".join(text.split())
     assert main(["gate", LOST, "--baseline", str(tmp_path / "none"), "-q"]) == 3
+
+
+def test_a_lost_run_is_no_baseline_and_a_warned_one_is_told(short, tmp_path, capsys):
+    say(capsys, "analyze", short, "-o", tmp_path / "lost", "-q")
+    for command in (["gate", SOUND], ["analyze", SOUND], ["plot", str(tmp_path / "lost")]):
+        assert main([*command, "--baseline", str(tmp_path / "lost")]) == 2
+        assert "is lost; give the report of a healthy run" in capsys.readouterr().err
+    shutil.rmtree(short / "step-000200")
+    say(capsys, "analyze", short, "-o", tmp_path / "warned", "-q")
+    for more, told in (((), True), (("-q",), False)):
+        main(["gate", str(short), "--baseline", str(tmp_path / "warned"), *more])
+        assert ("is warned" in capsys.readouterr().err) == told
+
+
+def test_a_baseline_alone_still_forbids_malignant_heads(tmp_path, capsys):
+    say(capsys, "analyze", SOUND, "-o", tmp_path / "base", "-q")
+    out = say(capsys, "gate", LOST, "--baseline", tmp_path / "base", "--margin", "1e9", "-q", code=1)
+    assert "--fail-on broken, --fail-on malignant" in out
+    assert "verdict malignant" in out
+
+
+def test_a_gate_says_what_it_held_and_why_it_held_nothing(tmp_path, monkeypatch, capsys):
+    assert "held to --max-sec 1 -s 16" in say(capsys, "gate", SOUND, "--max-sec", "1", "-s", "16", "-q", "--last")
+    assert "gate passed: 8 head readings held to --max-share 0.5" in say(
+        capsys, "gate", SOUND, "--max-share", "0.5", "-q"
+    )
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[[layer]]\nlayers = 99\nmax_sec = 0.5\n")
+    out = say(capsys, "gate", SOUND, "--policy", policy, "-q", code=3)
+    assert "no head was held to the policy, and nothing checked is no pass" in out
+    assert "1 override for layers" in out
+    policy.write_text("max_sec = true")
+    assert main(["gate", SOUND, "--policy", str(policy), "-q"]) == 2
+    assert str(policy) in capsys.readouterr().err
+
+
+def test_json_of_a_gate_whose_baseline_lacks_a_layer_is_whole(tmp_path, capsys):
+    say(capsys, "analyze", SOUND, "--layers", "0", "-o", tmp_path / "base", "-q")
+    out = say(capsys, "gate", SOUND, "--baseline", tmp_path / "base", "--format", "json", "-q", code=3)
+    assert {found["limit"] for found in json.loads(out)["unmeasured"]} == {None}
+    assert "--baseline sigma1: the baseline has no band for it" in say(
+        capsys, "gate", SOUND, "--baseline", tmp_path / "base", "-q", code=3
+    )
+
+
+@pytest.mark.parametrize("state", ["lost", "warned", "sound"])
+def test_the_states_of_a_run_are_explained(state, capsys):
+    assert say(capsys, "explain", state) == say(capsys, "explain", "run-verdict")
+
+
+def test_what_explain_says_of_a_limit_the_option_takes(capsys):
+    assert "Limits(sec=None) leaves it out" in " ".join(say(capsys, "explain", "limit_sec").split())
 
 
 def test_analyze_says_what_its_table_has_no_place_for(capsys):

@@ -92,6 +92,8 @@ def test_a_saved_report_is_held_to_the_limits_and_filters_that_are_given(run, ca
         (("analyze", "run", "--heads", "3-1"), "not a range"),
         (("watch", "run", "--every", "inf"), "--every"),
         (("gate", "run", "--max-sigma1", "1e301"), "give a number"),
+        (("gate", "run", "--margin", "3"), "give one"),
+        (("gate", "run", "--sarif", "found", "--junit", "./found"), "a file of their own"),
     ],
 )
 def test_a_slip_is_told_before_the_work(run, capsys, argv, said):
