@@ -65,7 +65,8 @@ class Limits:
     Args:
         effective_rank: concentrated at or below this many directions (and below half of what random weights show).
         sec: SEC(d_q, s*) at or above it also counts as concentrated (below half of the random effective rank), with
-            s* = max(1, ⌈d_q/16⌉), the paper's 4 at d_q = 64; the paper's strict value is 0.99; None leaves it out.
+            s* = max(1, ⌈d_q/16⌉), the paper's 4 at d_q = 64; the paper's strict value is 0.99.
+            Limits(sec=None) leaves it out.
         freezing: large at or above this κ = logit std / √(2 ln T).
         certain: κ from which a frozen row is expected: a malignant verdict by weights alone is suspect below.
         entropy: the predicted map is sparse at or below this mean row entropy / ln T; under QK-norm, which keeps real

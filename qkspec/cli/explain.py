@@ -35,6 +35,7 @@ ALIASES = {
     "kappa": "freezing_ratio", "κ": "freezing_ratio", "σ1": "sigma1", "sigma_1": "sigma1", "rho": "freezing_ratio",
     "sec": "sec_star", "verdict": "verdicts", "limit": "limits", "threshold": "limits", "thresholds": "limits",
     "policy": "gate", "rule_1": "rule1", "adamw²": "adamw2", "entropy": "predicted_entropy", "run": "run_verdict",
+    "lost": "run_verdict", "warned": "run_verdict", "sound": "run_verdict",
     "certain": "limit_certain", "suspect": "limit_certain", "frozen": "limit_certain",
     "learning_rate": "lr", "batch_size": "batch", "d_model": "width", "max_steps": "steps", "τ": "tau",
 }  # fmt: skip
