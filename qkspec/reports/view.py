@@ -178,7 +178,8 @@ def what_was_read(view: RunView) -> str:
     parts.append(", ".join(dict.fromkeys(fact.family for fact in view.facts)))
     parts.append(", ".join(dict.fromkeys(fact.stored for fact in view.facts)))
     total = max([len(view.table.heads), *(fact.found for fact in view.facts if fact.found is not None)])
-    parts.append(f"{len(view.last_rows())}/{total} heads in {len(view.modules())} layers")
+    layers = len(view.modules())
+    parts.append(f"{len(view.last_rows())}/{total} heads in {layers} layer{'s' * (layers != 1)}")
     return " · ".join(part for part in parts if part)
 
 
