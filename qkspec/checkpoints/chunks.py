@@ -24,6 +24,7 @@ from qkspec.errors import CheckpointError
 # place. 80 layers in 1,000 parts have 720,000 chunks in 102 MB, three times as many with their optimizer.
 MAX_METADATA = 512 << 20  # bytes
 MAX_NUMBERS = 256 << 20  # bytes
+MAX_NAMES = 4096  # characters of a tensor's name and its file's together
 _MAX_STEPS = 12_000_000  # of the pickle, beside those that build chunks
 
 Boxes = np.ndarray[Any, np.dtype[np.int64]]
@@ -146,9 +147,11 @@ class Metadata:
         for index, info in zip(pairs[::2], pairs[1::2], strict=True):
             name, start = _state(index, "MetadataIndex")
             file, offset, length = _state(info, "_StorageInfo")
+            if not isinstance(name, str) or not isinstance(file, str) or len(name) + len(file) > MAX_NAMES:
+                raise ValueError
             row = (self._files.setdefault(file, len(self._files)), offset, length, *(start or ()))
             width, rows = self._places.get(name) or self._places.setdefault(name, (len(row), array("q")))
-            if len(row) != width or min(row) < 0 or not isinstance(name, str) or not isinstance(file, str):
+            if len(row) != width or min(row) < 0:
                 raise ValueError
             self._charge(width)
             rows.extend(row)

@@ -228,6 +228,8 @@ class Reader:
                 f"unpickling it would call {function.path[:120]!r}, which qkspec never does; "
                 "if you trust the file, save its weights alone as safetensors"
             )
+        if len(args) > 8:
+            self.charge(8 * len(args))
         for arg in args:
             if type(arg) in _COPIED and len(arg) > 8:  # it may be there once and be copied a million times
                 self.charge(_COPIED[type(arg)] * len(arg))
@@ -235,11 +237,12 @@ class Reader:
 
     def symbol(self, module: Any, name: Any) -> Symbol:
         """Return the Symbol for a global; equal names share one."""
-        if not isinstance(module, str) or not isinstance(name, str):
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MAX_KEY:
             raise TypeError
         if len(self.symbols) > _MAX_SYMBOLS:
             self._refuse(f"its pickle names more than {_MAX_SYMBOLS} classes; save only the weights")
-        return self.symbols.setdefault((module, name), Symbol(module, name))
+        found = self.symbols.get((module, name))
+        return found or self.symbols.setdefault((module, name), Symbol(module, name))
 
     def instance(self, cls: Any, args: Any) -> Instance:
         """Return what stands for an object of a class that is not imported."""
@@ -289,7 +292,7 @@ class Reader:
             self.sinks[pairs[0].cls.name](pairs)
             return
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            target[key if type(key) is str else _key(key)] = value
+            target[key if type(key) is str and len(key) <= _MAX_KEY else _key(key)] = value
 
     def extend(self, target: Any, values: list[Any]) -> None:
         """Append to the list (or set, which is a list here) on the stack."""
@@ -327,11 +330,13 @@ _DAMAGE = (
 # Bytes that an item takes in a copy, or in a list made of it.
 _COPIED: dict[type, int] = {list: 100, dict: 100, tuple: 100, str: 8, bytes: 8, bytearray: 8}
 _KEY = Symbol("", "key")
+_MAX_KEY = 4096  # characters
 
 
 def _key(key: Any) -> Any:
-    # Text is hashed with a secret, small numbers spread well; other keys could be chosen to make a dict quadratic.
-    if isinstance(key, str) or (isinstance(key, int) and abs(key) < _MAX_INT):
+    # Text is hashed with a secret, small numbers spread well; other keys could be chosen to make a dict quadratic. Long
+    # text is compared letter by letter each time that it is set again.
+    if (isinstance(key, str) and len(key) <= _MAX_KEY) or (isinstance(key, int) and abs(key) < _MAX_INT):
         return key
     return Instance(_KEY, (key,))
 

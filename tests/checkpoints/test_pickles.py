@@ -228,6 +228,24 @@ def test_copies_of_copies_end(maker: bytes) -> None:
         load(data)
 
 
+def test_arguments_kept_a_thousand_times_are_counted() -> None:
+    """The tuple of them is new at every call: 126 KB once took 4.7 GB."""
+    data = b"\x80\x02(" + b"(" + b"N" * 100_000 + b"tq\x01cbuiltins\nrange\nq\x02"
+    with pytest.raises(CheckpointError, match="copies or widens"):
+        load(data + b"h\x02h\x01R" * 1000 + b"l.")
+
+
+def test_long_keys_are_not_compared_again_and_again() -> None:
+    long = [b"X" + (10**6).to_bytes(4, "little") + b"k" * 10**6 + b"q" + bytes([n]) for n in (1, 2)]
+    root = load(b"\x80\x02(" + b"".join(long) + b"}(" + b"h\x01Nh\x02N" * 2000 + b"ul.")
+    assert len(root[-1]) == 4000  # each stands alone: none was compared
+
+
+def test_long_names_of_classes_are_damage() -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(b"\x80\x02c" + b"m" * 5000 + b"\nn\n.")
+
+
 def test_text_made_into_lists_is_counted() -> None:
     data = b"\x80\x02(" + b"X" + (10**6).to_bytes(4, "little") + b"x" * 10**6 + b"q\x01cbuiltins\nlist\nq\x02"
     with pytest.raises(CheckpointError, match="copies or widens"):
