@@ -1,5 +1,6 @@
 """``qkspec plot``: the command draws a saved report again."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ def test_it_draws_among_no_reports_files(
     write_directory(one_run, report, formats=())  # nothing was drawn there
 
 
-def test_a_baseline_is_drawn_behind(one_run: Report, two_runs: Report, tmp_path: Path) -> None:
+def test_a_baseline_is_drawn_behind(one_run: Report, make_report: Callable[..., Report], tmp_path: Path) -> None:
     report = write_directory(one_run, tmp_path / "report", formats=())
-    base = write_directory(two_runs, tmp_path / "base", formats=())
+    base = write_directory(make_report(("sound", (0.0, 0.1, 0.2))), tmp_path / "base", formats=())
     for name, more in (("without", []), ("with", ["--baseline", str(base)])):
         assert main(["plot", str(report), "--plot-format", "svg", "-o", str(tmp_path / name), *more]) == 0
     without, banded = ((tmp_path / name / "sigma1.svg").read_text() for name in ("without", "with"))
