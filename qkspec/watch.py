@@ -116,19 +116,29 @@ def arrivals(
         pause = every if new or quiet >= FIRST_PAUSE else pause
 
 
-def follow(found: Iterator[Arrival | str], settings: Settings) -> Iterator[Moment | str]:
+def follow(
+    found: Iterator[Arrival | str], settings: Settings, held: dict[str, tuple[int, Moment]] | None = None
+) -> Iterator[Moment | str]:
     """Measure and judge each arrival together with those of its run before it; what else is said is passed on.
 
     A checkpoint that cannot be measured is told of after PATIENCE looks, unless it has been written on by then.
+
+    Args:
+        found: what ``arrivals`` yields.
+        settings: how to measure and judge.
+        held: filled with the looks left and the moment of each checkpoint that is not told of yet, by path: for who
+            ends early.
     """
-    held: dict[str, tuple[int, Moment]] = {}
+    held = {} if held is None else held
     history: dict[str, dict[str, Measured]] = {}
     verdicts: dict[str, str] = {}
     for arrival in found:
         if isinstance(arrival, str):
-            held = {path: (looks - 1, moment) for path, (looks, moment) in held.items()}
-            yield from (moment for looks, moment in held.values() if looks <= 0)
-            held = {path: one for path, one in held.items() if one[0] > 0}
+            for path, (looks, moment) in list(held.items()):
+                held[path] = looks - 1, moment
+                if looks <= 1:
+                    del held[path]
+                    yield moment
             yield arrival
             continue
         source = arrival.source
@@ -146,7 +156,8 @@ def follow(found: Iterator[Arrival | str], settings: Settings) -> Iterator[Momen
         verdicts[arrival.run] = report.states[arrival.run].verdict
         turns = turned(report)
         yield Moment(arrival.run, result.facts.name, result.facts.step, report, "", turns, before)
-    yield from (moment for _, moment in held.values())
+    while held:
+        yield held.pop(next(iter(held)))[1]
 
 
 def turned(report: Report) -> tuple[Turn, ...]:

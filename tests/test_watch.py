@@ -8,11 +8,11 @@ from build import collapsed_layer, random_layer, table
 from qkspec import watch
 from qkspec.analysis import Settings, assemble
 from qkspec.checkpoints.files import LocalFolder
-from qkspec.checkpoints.sequence import Run, Source
+from qkspec.checkpoints.sequence import Run, Source, find_runs
 from qkspec.metrics import names
 from qkspec.readings import concatenate
 from qkspec.theorem import Limits, Verdict
-from qkspec.watch import arrivals, follow, turned
+from qkspec.watch import Arrival, arrivals, follow, turned
 
 STEPS = (0, 20, 40, 60, 200)
 
@@ -126,6 +126,21 @@ def test_what_cannot_be_measured_is_said_once(lost, tmp_path):
     assert moments[0].report is None
     assert moments[0].problem
     assert not moments[0].alarming
+
+
+def test_what_is_held_back_is_told_when_the_watch_ends(lost, tmp_path):
+    run = tmp_path / "run"
+    copied(lost, run, 0)()
+    config = run / "step-000000" / "config.json"
+    config.write_text(config.read_text().replace('"n_head": 2', '"n_head": 7'))
+    (source,) = (source for run in find_runs([str(run)]) for source in run.sources)
+    (moment,) = follow(iter([Arrival("run", source)]), Settings())
+    assert moment.problem
+    held = {}
+    found = follow(iter([Arrival("run", source), ""]), Settings(), held)
+    assert next(found) == ""
+    found.close()
+    assert [(looks, one.problem) for looks, one in held.values()] == [(watch.PATIENCE - 1, moment.problem)]
 
 
 def test_a_save_that_pauses_halfway_is_no_problem(lost, tmp_path):

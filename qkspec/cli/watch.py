@@ -61,21 +61,32 @@ def watch(
     chosen = settings(replace(flags, workers=1 if flags.workers is None else flags.workers), *load_file())
     pause = every or (60.0 if is_url(path) else 10.0)
     said = ""
-    for moment in follow(arrivals(path, every=pause, idle=until_idle), chosen):
-        if isinstance(moment, str):
-            if moment not in ("", said):
-                say(f"waiting: {moment.partition('; ')[0]}")
-            said = moment
-            continue
-        facts = facts_of(moment)
-        if output_format is Lines.JSON:
-            print(json.dumps(facts, allow_nan=False), flush=True)  # noqa: T201 - the command's result
-        else:
-            show([sentence(moment, facts)])
-        if moment.alarming:
-            _ring(command, facts)
-        if moment.verdict in stops:
-            return
+    held: dict[str, tuple[int, Moment]] = {}
+    try:
+        for moment in follow(arrivals(path, every=pause, idle=until_idle), chosen, held):
+            if isinstance(moment, str):
+                if moment not in ("", said):
+                    say(f"waiting: {moment.partition('; ')[0]}")
+                said = moment
+                continue
+            facts = _tell(moment, output_format)
+            if moment.alarming:
+                _ring(command, facts)
+            if moment.verdict in stops:
+                return
+    finally:
+        for _, moment in held.values():  # what could not be measured, and might have been with more patience
+            _tell(moment, output_format)
+
+
+def _tell(moment: "Moment", output_format: Lines) -> dict[str, Any]:
+    """Print one line of a moment, and return its facts."""
+    facts = facts_of(moment)
+    if output_format is Lines.JSON:
+        print(json.dumps(facts, allow_nan=False), flush=True)  # noqa: T201 - the command's result
+    else:
+        show([sentence(moment, facts)])
+    return facts
 
 
 def facts_of(moment: "Moment") -> dict[str, Any]:
