@@ -74,9 +74,17 @@ def load(path: str | Path) -> dict[str, F32]:
     return {name: value if value.ndim == 3 else value[None] for name, value in found.items()}
 
 
-@lru_cache(maxsize=1)
 def loaded(path: str) -> Mapping[str, F32]:
-    """Return what ``load`` does of the file that was asked for last, read once."""
+    """Return what ``load`` does of the file that was asked for last, read again only when it was written anew."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return load(path)  # which says what is wrong
+    return _loaded(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str, _size: int, _mtime_ns: int) -> Mapping[str, F32]:
     return load(path)
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 
 import numpy as np
 import pytest
@@ -126,6 +127,21 @@ def test_activations_that_do_not_fit_are_refused(tmp_path):
         save_file({"h.0.attn": value}, tmp_path / "x.safetensors")
         with pytest.raises(InputError, match=said):
             activations.load(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_is_written_anew_is_read_again(tmp_path):
+    path = tmp_path / "x.safetensors"
+    for tokens in (4, 6):
+        save_file({"h.0.attn": np.ones((1, tokens, 8), np.float32)}, path)
+        first = activations.loaded(str(path))
+        assert first["h.0.attn"].shape == (1, tokens, 8)
+        assert activations.loaded(str(path)) is first
+    save_file({"h.0.attn": np.zeros((1, 6, 8), np.float32)}, path)
+    os.utime(path, ns=(0, 0))
+    assert not activations.loaded(str(path))["h.0.attn"].any()
+    path.unlink()
+    with pytest.raises(InputError):
+        activations.loaded(str(path))
 
 
 def test_what_is_recorded_stays_and_can_be_saved(tmp_path):
