@@ -11,6 +11,7 @@ from qkspec.metrics import names
 from qkspec.qk import QKNorm
 from qkspec.readings import NO_STEP, Readings, concatenate
 from qkspec.theorem import KINDS, Limits
+from qkspec.trajectory import ALARM
 
 STEPS = np.arange(1, 101)
 GOOD, BAD = Curve(STEPS, np.full(100, 2.0)), Curve(STEPS, np.where(STEPS < 50, 2.0, 3.0))
@@ -63,6 +64,7 @@ def test_reasons_carry_value_limit_and_margin():
     assert (reasons["frozen"].value, reasons["frozen"].limit, reasons["frozen"].holds) == (1.0, 0.5, True)
     assert reasons["share"].margin == pytest.approx(3.0)
     assert reasons["malignant"].holds
+    assert reasons["malignant"].limit == 1.0
     assert reasons["growth"].value == pytest.approx(np.log(60) / 10, rel=0.01)
     one = {c.metric: c for c in assembled(run("x", (0.5,))).stories["x"].reasons}
     assert one["growth"].value is None
@@ -138,4 +140,6 @@ def test_a_few_malignant_heads_of_many_are_told_and_are_no_warning():
     report = assembled([table(layer, run="x", checkpoint="c", step=NO_STEP) for layer in layers])
     state = report.states["x"]
     assert (state.verdict, state.malignant, state.judged) == ("sound", 1, 41)
+    (told,) = (c for c in report.stories["x"].reasons if c.metric == "malignant")
+    assert (told.limit, told.holds) == (pytest.approx(ALARM * 41), False)
     assert "1 malignant (2.4%), as single heads of a sound model may be" in state_sentence(RunView.of(report, "x"))

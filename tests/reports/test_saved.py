@@ -56,6 +56,9 @@ def test_bands_and_maps_of_every_kind_come_back(one_run: Report, two_runs: Repor
         assert back.readings.metrics == report.readings.metrics
         assert back.bands is not None
         assert (back.bands.name, back.bands.margin) == (bands.name, bands.margin)
+        part = load(tmp_path / f"out{len(bands.steps)}", heads=(0,))
+        assert part.bands is not None
+        assert part.bands.plain() == bands.plain()
         for metric in ("sigma1", "freezing_ratio", "predicted_entropy"):
             ours, theirs = (b.limits(report.readings, metric) for b in (bands, back.bands))
             assert ours.tobytes() == theirs.tobytes()

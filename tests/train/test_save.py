@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qkspec.errors import CheckpointError, OutputError
+from qkspec.errors import CheckpointError, InputError, OutputError
 from qkspec.train import save
 from qkspec.train.config import TrainConfig
 from qkspec.train.lab import build
@@ -202,3 +202,7 @@ def test_a_line_cut_short_is_not_read(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste', encoding="utf-8")
     assert list(save.lines(path)) == [{"step": 1}, {"step": 2}]
     assert list(save.lines(tmp_path / "absent")) == []
+    for bad, said in (("[1]", "holds no record"), ("{", "is damaged")):
+        path.write_text(f'{{"step": 1}}\n{bad}\n', encoding="utf-8")
+        with pytest.raises(InputError, match=f"line 2 {said}; take it out"):
+            list(save.lines(path))
