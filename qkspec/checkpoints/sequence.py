@@ -123,7 +123,9 @@ def _runs_at(path: str, revisions: str) -> list[Run]:
         source = replace(_file_source(folder, file), path=path)
         return [Run(source.name, (source,), path)]
     if _is_report(folder):
-        raise UsageError(f"{path}: is a saved report, not a checkpoint; analyze, gate, compare and plot take one, alone")
+        raise UsageError(
+            f"{path}: is a saved report, not a checkpoint; analyze, gate, compare and plot take one, alone"
+        )
     runs = _Walk(revisions).runs(folder)
     if not runs:
         raise InputError(f"{path}: holds no checkpoint; give a checkpoint, or the folder that holds them")

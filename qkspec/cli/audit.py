@@ -98,8 +98,8 @@ def document(found: "Audit") -> dict[str, Any]:
     terms = [{"step": step, "blocks": [_block(block) for block in own]} for step, own in found.terms]
     skipped = dict(found.skipped)
     return {
-        "schema": 1, "run": found.run, "tau": _plain(found.tau), "increments": increments, "changes": changes, "terms": terms,
-        "skipped": skipped,
+        "schema": 1, "run": found.run, "tau": _plain(found.tau), "increments": increments, "changes": changes,
+        "terms": terms, "skipped": skipped,
     }  # fmt: skip
 
 

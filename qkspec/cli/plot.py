@@ -25,7 +25,7 @@ def plot(
 
     check_format(plot_format)
     if out is not None and is_report(out):
-        raise UsageError(f"{out}: is a report, which figures among its files would spoil; name another folder for --out")
+        raise UsageError(f"{out}: is a report, which figures among its files would spoil; name another folder")
     loaded = load(report)
     if baseline is not None:
         loaded = replace(loaded, bands=load_bands(baseline))

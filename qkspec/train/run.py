@@ -126,7 +126,7 @@ def recorded(folder: Path, changes: dict[str, Any]) -> TrainConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: holds no run to resume (no readable {RUN}); start one without --resume") from error
     if changes.get("model", before.model) != before.model:
-        raise UsageError(f"--model {changes['model']}: {folder} trains a {before.model}; leave --model out to resume it")
+        raise UsageError(f"--model {changes['model']}: {folder} trains a {before.model}; leave --model out to resume")
     return from_dict(values | changes)
 
 

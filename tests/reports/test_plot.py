@@ -24,9 +24,7 @@ def test_its_own_plots_keep_the_report_whole(one_run: Report, tmp_path: Path) ->
     write_directory(one_run, report, formats=())  # still a report of ours, so it may be replaced
 
 
-def test_it_draws_among_no_reports_files(
-    one_run: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_draws_among_no_reports_files(one_run: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = write_directory(one_run, tmp_path / "report", formats=())
     assert main(["plot", str(report), "--out", str(report)]) == 2
     assert "is a report, which figures among its files would spoil" in capsys.readouterr().err
