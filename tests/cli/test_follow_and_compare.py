@@ -124,6 +124,13 @@ def test_compare_as_text_and_as_json(capsys):
     assert len(found["tracks"][0]["a"]) == len(found["steps"]) == 13
 
 
+def test_compare_says_what_a_narrow_terminal_hides(capsys, monkeypatch):
+    hidden = "(wider terminals show eff. rank, entropy)"
+    for width, told in ((60, True), (100, False)):
+        monkeypatch.setattr("qkspec.cli.compare.columns", lambda width=width: width)
+        assert (hidden in say(capsys, "compare", LOST, SOUND, "-q").splitlines()) == told
+
+
 def test_compare_takes_a_saved_report_and_refuses_several_runs(tmp_path, capsys):
     say(capsys, "analyze", SOUND, "-o", tmp_path / "saved", "-q")
     assert "parts for good" in say(capsys, "compare", LOST, tmp_path / "saved", "-q")
