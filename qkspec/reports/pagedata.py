@@ -23,7 +23,7 @@ Json = dict[str, Any]
 Modules = Sequence[tuple[str, int, str, NDArray[np.int64]]]  # as of RunView.modules
 
 MAX_RUNS = 12  # runs drawn in the page; its summary names all of them
-CELLS = 120_000  # checkpoints x heads of all runs drawn: about 160 kB a metric
+CELLS = 120_000  # checkpoints x heads of all runs drawn: about 480 kB a metric
 MOMENTS = 150  # checkpoints a run
 SPECTRAL = 400_000  # singular values of all runs drawn
 SPECTRAL_MOMENTS = 6

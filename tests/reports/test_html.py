@@ -22,14 +22,14 @@ from qkspec.reports import formats, pagedata
 from qkspec.reports.formats import Format
 from qkspec.reports.html import embed, write
 from qkspec.reports.packing import log_spaced, pack, spaced, unpack
-from qkspec.reports.view import views
+from qkspec.reports.view import number, views
 
 pytest.importorskip("jinja2", reason="needs qkspec[html]")
 pytest.importorskip("plotly", reason="needs qkspec[html]")
 
 
 @given(arrays(np.float64, st.integers(0, 50), elements=st.floats(-1e30, 1e30)), st.booleans())
-def test_packing_keeps_four_figures(values: np.ndarray, log: bool) -> None:
+def test_packing_keeps_six_figures(values: np.ndarray, log: bool) -> None:
     back = unpack(pack(values, log=log))
     packed = pack(values, log=log)
     if packed["log"]:
@@ -39,8 +39,14 @@ def test_packing_keeps_four_figures(values: np.ndarray, log: bool) -> None:
     else:
         error = np.abs(back - values)
     assert np.all(
-        error <= (packed["high"] - packed["low"]) / 131_066 * 1.01 + 1e-9 * max(abs(packed["low"]), abs(packed["high"]))
+        error
+        <= (packed["high"] - packed["low"]) / 33_554_426 * 1.01 + 1e-9 * max(abs(packed["low"]), abs(packed["high"]))
     )
+
+
+def test_a_page_rounds_to_the_same_three_figures_as_a_terminal() -> None:
+    values = np.arange(0.1005, 0.9995, 0.001) - 4e-6  # such as 0.237496
+    assert [number(value) for value in unpack(pack(values))] == [number(value) for value in values]
 
 
 def test_packing_keeps_what_is_missing() -> None:

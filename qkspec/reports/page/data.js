@@ -1,7 +1,7 @@
-// What the page was given: numbers in 16 bits, unpacked when they are first asked for.
+// What the page was given: numbers in 24 bits, unpacked when they are first asked for.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const MISSING = 65535, ZERO = 65534, LEVELS = 65533, ABSENT = 255;
+const MISSING = 0xffffff, ZERO = MISSING - 1, LEVELS = MISSING - 2, ABSENT = 255;
 
 function bytes(text) {
   const raw = atob(text), out = new Uint8Array(raw.length);
@@ -10,9 +10,9 @@ function bytes(text) {
 }
 
 function unpack(packed) {
-  const raw = bytes(packed.data), view = new DataView(raw.buffer), out = new Float64Array(raw.length / 2);
+  const raw = bytes(packed.data), out = new Float64Array(raw.length / 3);
   for (let i = 0; i < out.length; i++) {
-    const code = view.getUint16(2 * i, true);
+    const code = raw[3 * i] | raw[3 * i + 1] << 8 | raw[3 * i + 2] << 16;
     const value = packed.low + (packed.high - packed.low) * code / LEVELS;
     if (code === MISSING) out[i] = NaN;
     else if (packed.log) out[i] = code === ZERO ? 0 : Math.exp(value);
