@@ -63,6 +63,14 @@ def test_it_says_where_the_runs_part_and_which_verdicts_differ(page: Page, two_r
         assert page.js("return document.querySelectorAll(`#${arguments[0]} .main-svg`).length", name) > 0, name
 
 
+def test_the_cards_of_both_runs_share_the_whole_width(page: Page) -> None:
+    answer, a, b = page.js(
+        "return [...document.querySelectorAll('.summary > article')].map((card) => card.getBoundingClientRect())"
+    )
+    assert (a["left"], b["right"]) == (answer["left"], answer["right"])
+    assert a["width"] == pytest.approx(b["width"])
+
+
 def test_both_medians_are_drawn_over_the_steps(page: Page, two_runs: Report) -> None:
     page.choose("#metric", "sigma1")
     assert [name for name in page.js(TRACES) if name] == ["A lost, median", "B sound, median"]
