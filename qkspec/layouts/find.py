@@ -9,7 +9,7 @@ from qkspec.errors import LayoutError
 from qkspec.layouts import refuse
 from qkspec.layouts.facts import borrows_keys
 from qkspec.layouts.families import FAMILIES
-from qkspec.layouts.keyless import APART, BORROWED, INDEXER, NO_SOFTMAX, OTHERWISE, TOKENS, without_keys
+from qkspec.layouts.keyless import APART, BORROWED, INDEXER, NO_SOFTMAX, OTHERWISE, REASONS, TOKENS, without_keys
 from qkspec.layouts.layout import Layout
 from qkspec.layouts.match import COPIES, Claim, candidates, claims, scopes
 from qkspec.layouts.modules import Finder, Module, Plan
@@ -174,14 +174,14 @@ def _plan(checkpoint: Checkpoint, layout: Layout | None, num_heads: int | None, 
     pairs = candidates((layout,) if layout else (*FAMILIES, *UNLISTED), parts, forced=layout is not None)
     finder = Finder(checkpoint.store, names, num_heads, num_kv_heads)
     found, skipped = _without_copies(claims(names, pairs, parts))
-    keyless = without_keys(names)
+    keyless = without_keys(names, {part.model_type for part in parts})
     reasons = dict.fromkeys(recurrent(names), NO_SOFTMAX) | keyless
     chosen, problems = _chosen(finder, found, reasons, forced=layout is not None)
     skipped |= keyless | problems
     if not chosen:
         raise next(
-            map(LayoutError, problems.values()),
-            refuse.unrecognised(checkpoint, names, [row for row, _ in pairs], reasons),
+            (LayoutError(why) for why in problems.values() if why not in REASONS),
+            refuse.unrecognised(checkpoint, names, [row for row, _ in pairs], problems | reasons),
         )
     guesses = {claim.anchor: "" if layout else _guess(claim) for claim in chosen}
     modules = tuple(finder.module(claim, ordinal, guesses[claim.anchor]) for claim, ordinal in _numbered(chosen))
@@ -193,7 +193,8 @@ def _plan(checkpoint: Checkpoint, layout: Layout | None, num_heads: int | None, 
             and stored not in read_here
             and not COPIES.search(name)
         ):
-            skipped.setdefault(name.removesuffix(".weight").rpartition(".")[0], _why_unread(name, names))
+            stem = name.removesuffix(".weight")
+            skipped.setdefault(stem.rpartition(".")[0] or stem, _why_unread(name, names))
     remarks = tuple(dict.fromkeys(filter(None, guesses.values())))
     known = {claim.scope.model_type for claim in chosen if claim.called}
     if known:

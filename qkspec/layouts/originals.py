@@ -58,8 +58,9 @@ UNSAID = ("rotary position and mask, of which the file says nothing",)
 WIDE = ("heads are 64 wide, as that code has it, unless --num-heads says how many there are",)
 
 ORIGINALS = (
+    # GPT-BigCode, which names its tensors alike, orders its rows in another way
     Layout("nanogpt", ("nanogpt",), Fused("h.{}.attn.c_attn"), full=True, kv_heads=(), head_dim=(),
-        norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True, when={"model_type": (None, "nanogpt")}),
+        norm=InputNorm("h.{}.ln_1"), causal=True, by_name=True, when={"multi_query": (None,)}),
     TIMM,
     replace(TIMM, norm=InputNorm("blocks.{}.norm2", "auto", first=""), when={"norm_position": "post"}),
     PYRAMID,

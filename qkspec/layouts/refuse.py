@@ -67,7 +67,7 @@ def unrecognised(
         return LayoutError(f"{_file(checkpoint)} holds no tensors")
     if reasons:
         path, why = next(iter(reasons.items()))
-        return LayoutError(f"{_file(checkpoint)} has nothing to measure: {path or 'it'} uses {why}")
+        return LayoutError(f"{_file(checkpoint)} has nothing to measure{path and f' in {path}'}: {why}")
     stated = checkpoint.config.get("model_type")
     sample = ", ".join(sorted(names)[:3])
     if isinstance(stated, str) and rows and any(stated in row.model_types for row in rows):

@@ -32,7 +32,7 @@ UNLISTED = (
 
 # What stands beside the projections of linear attention and of state spaces, and never beside those of a softmax.
 RECURRENT = re.compile(
-    r"(^|\.)(A_log|dt_bias|([qkv]_)?conv1d|b_proj|f_[ab]_proj|slope_rate|[if]gate_preact|time_decay|decay|receptance|w_g)(\.|$)"
+    r"(^|\.)(A_log|dt_bias|([qkv]_)?conv1d|b_proj|f_[ab]_proj|slope_rate|[if]gate_preact|time_decay|decay|receptance)(\.|$)"
 )
 CROSS = re.compile(r"cross|encoder_attn|enc_?dec|x_attn|context_att")
 

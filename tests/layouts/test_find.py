@@ -150,6 +150,50 @@ def test_a_tower_that_cannot_be_read_is_skipped_and_named(vision: Any, extra: An
     assert why in result.skipped["vision_tower.layers.0.self_attn"]
 
 
+GATED = {"model.layers.0.self_attn.output_gate.weight": array(20, 20)}
+
+
+def test_a_gate_is_proof_of_linear_attention_in_minimax_alone() -> None:
+    for kind in ("llama", "llama_of_tomorrow"):
+        result = found(llama() | GATED, LLAMA | {"model_type": kind})
+        assert (len(result.modules), dict(result.skipped)) == (2, {})
+        assert not any("linear" in line for line in result.remarks)
+    alone = {"model.layers.0.self_attn.qkv_proj.weight": array(60, 20)} | GATED
+    with pytest.raises(LayoutError, match=r"^model has nothing to measure in model\.layers\.0\.self_attn: linear"):
+        found(alone, LLAMA | {"model_type": "minimax"})
+    slow = {f"model.layers.{i}.self_attn.A_log": array(4) for i in range(2)}
+    with pytest.raises(LayoutError, match=r"^model has nothing to measure in model\.layers\.0\.self_attn: linear"):
+        found(llama() | slow, LLAMA | {"model_type": "llama_of_tomorrow"})
+
+
+def test_a_router_of_experts_is_no_additive_attention() -> None:
+    routers = {f"model.layers.{i}.mlp.w_g": array(20, 4) for i in range(2)}
+    for kind in ("llama", "llama_of_tomorrow"):
+        result = found(llama() | routers, LLAMA | {"model_type": kind})
+        assert (len(result.modules), dict(result.skipped)) == (2, {})
+        assert not any("additive" in line for line in result.remarks)
+    added = {f"net.0.attn.{name}": array(8, 8) for name in ("w_g", "to_query.weight", "to_key.weight")}
+    with pytest.raises(LayoutError, match=r"in net\.0\.attn: additive attention"):
+        found(added, {"model_type": "swiftformer", "num_heads": 1})
+
+
+def test_learned_queries_are_no_gap_and_have_a_name() -> None:
+    learned = {"query.weight": array(5, 20)}
+    known, guessed = (found(llama() | learned, LLAMA | {"model_type": kind}) for kind in ("llama", "tomorrow"))
+    assert dict(known.skipped) == {}
+    assert known.remarks == ("1 of its modules (query): learned query tokens, not a projection",)
+    assert dict(guessed.skipped) == {"query": "learned query tokens, not a projection"}
+
+
+def test_the_way_a_fused_weight_lies_tells_who_wrote_it_unless_rows_may_be_in_another_order() -> None:
+    tensors = {f"transformer.h.{i}.attn.c_attn.weight": array(36, 12) for i in range(2)}
+    result = found(tensors, {"model_type": "strange", "n_head": 3})
+    assert {(module.row.name, module.heads, module.d_q) for module in result.modules} == {("nanogpt", 3, 4)}
+    assert any("strange" in line for line in result.modules[0].unknown)
+    with pytest.raises(LayoutError):
+        found(tensors, {"model_type": "strange", "n_head": 3, "multi_query": False})  # GPT-BigCode's, head by head
+
+
 def test_a_scope_is_not_chosen_for_a_path_that_it_shares_with_others() -> None:
     vision = {"num_heads": 6, "model_type": "nobody_knows"}
     config = {"model_type": "new", "thinker_config": {"text_config": LLAMA, "audio_config": vision, "model_type": "t"}}
