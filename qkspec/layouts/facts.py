@@ -113,6 +113,9 @@ def rotary(row: Layout, config: Config, d_q: int, layer: int) -> Rotary | None:
         return None
     if 0 in (_listed(config, "no_rope_layers", layer), _listed(config, "layer_rope_theta", layer)):
         return None
+    per_kind, kind = config.get("rope_parameters"), _listed(config, "layer_types", layer)
+    if isinstance(per_kind, dict) and isinstance(kind, str) and per_kind.get(kind, 0) is None:
+        return None  # Cohere Compass
     settings = rope_parameters(config, layer)
     theta = (
         number(settings, "rope_theta")
@@ -210,6 +213,13 @@ def deepseek_scale(config: Config, d_q: int, layer: int) -> float:
 
 def _mscale(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def causal(row: Layout, config: Config) -> bool:
+    """Return whether a token sees only those before it; some configs make an encoder a decoder, or the reverse."""
+    if config.get("use_bidirectional_attention") in (True, "all"):
+        return False
+    return row.causal or (config.get("is_decoder") is True and not row.block.endswith("cross"))
 
 
 def context(row: Layout, config: Config) -> int | None:

@@ -189,9 +189,8 @@ class Layout:
         heads_at: pattern of a tensor beside the weights, and its axis whose length is the count of heads.
         head_width: the width of a head where nothing tells their count and the code that wrote the file fixes it, or
             the config key that tells it.
-        when: config facts that must hold for this row ("multi_query": True),
-            a missing key reading as None; a tuple holds
-            every value that will do.
+        when: config facts that must hold for this row ("multi_query": True), a missing key reading as None; a tuple
+            holds every value that will do.
         scale: factor on the logits.
         norm, k_norm: normalisation of the queries' and keys' input (k_norm None: the same); norm None: not known.
         full: the heads together are exactly as wide as the input, which tells a transposed weight from a plain one.

@@ -69,7 +69,7 @@ def read(checkpoint: Checkpoint, plan: Plan, module: Module) -> QKLayer:  # noqa
         rotary=facts.rotary(row, module.config, module.d_q, module.layer),
         softcap=(facts.number(module.config, row.softcap) if row.softcap else None) or None,  # 0 is off
         clamp=(facts.number(module.config, row.clamp) if row.clamp else None) or None,
-        causal=row.causal or (module.config.get("is_decoder") is True and not row.block.endswith("cross")),
+        causal=facts.causal(row, module.config),
         softmax=row.softmax and "linear" not in module.roles,
         context=facts.context(row, module.config),
         remarks=module.remarks + facts.remarks(row, module.config, module.layer),

@@ -44,7 +44,8 @@ SOUND = (
     # towers
     tower("qwen_audio", ("qwen2_5_omni_audio_encoder", "qwen3_asr_encoder", "qwen3_omni_moe_audio_encoder"),
         "layers.{}.self_attn", "layers.{}.self_attn_layer_norm", heads=SIDED),
-    tower("glmasr", ("glmasr_encoder",), "layers.{}.self_attn", "layers.{}.input_layernorm", rotary=RotaryRule()),
+    tower("glmasr", ("glmasr_encoder",), "layers.{}.self_attn", "layers.{}.input_layernorm",
+        rotary=RotaryRule(share=0.5)),
     tower("voxtral_realtime", ("voxtral_realtime_encoder",), "layers.{}.self_attn", InputNorm(
         "layers.{}.self_attn_layer_norm", "rms"), rotary=RotaryRule(), causal=True),
     tower("parakeet", ("parakeet_encoder", "nemotron_asr_streaming_encoder"),
@@ -126,14 +127,16 @@ SOUND = (
         heads=("speech_encoder_attention_heads",), norm=RAW, weights=Separate(
         "speech_encoder.adapter.layers.{}.self_attn.linear_q", "speech_encoder.adapter.layers.{}.self_attn.linear_k"),
         remarks=("a convolution stands between the norm and the projections",)),
-    *(like_bert("seamless_m4t", "seamless_m4t", "seamless_m4t_v2", block=f"{side}.{kind}", full=kind == "self",
+    *(like_bert("seamless_m4t", model_type, block=f"{side}.{kind}", full=kind == "self",
         weights=Separate(f"{part}.layers.{{}}.{at}.q_proj", f"{part}.layers.{{}}.{at}.k_proj"),
         norm=InputNorm(f"{part}.layers.{{}}.{at}_layer_norm"), k_norm=k_norm, heads=(f"{t2u}{side}_attention_heads",),
-        causal=(side, kind, t2u) == ("decoder", "self", ""))
+        causal=(side, kind) == ("decoder", "self") and (t2u, model_type) != ("t2u_", "seamless_m4t_v2"),
+        remarks=("keys that are made of speech stand behind another norm",) if kind == "cross" and not t2u else ())
+        for model_type in ("seamless_m4t", "seamless_m4t_v2")
         for part, side, t2u in (("text_encoder", "encoder", ""), ("text_decoder", "decoder", ""),
         ("t2u_model.model.encoder", "encoder", "t2u_"), ("t2u_model.model.decoder", "decoder", "t2u_"))
-        for at, kind, k_norm in (("self_attn", "self", None), ("cross_attention", "cross", RAW))[: 1 + (
-        side == "decoder")]),
+        for at, kind, k_norm in (("self_attn", "self", None), ("cross_attention", "cross",
+        InputNorm(f"{part.replace('decoder', 'encoder')}.layer_norm", last=True)))[: 1 + (side == "decoder")]),
     # series in time
     *pair("time_series_transformer", ("time_series_transformer",), post=True),
     tower("patchtst", ("patchtst",), "encoder.layers.{}.self_attn", None),

@@ -905,7 +905,7 @@ CASES = (
         layers("mit.encoder.layers", 1, hidden_states=X, attention_mask=None),
         changes={
             "prompt_num_attention_heads": 4,
-            "vision_config.mit_num_attention_heads": 4,
+            "vision_config.mit_num_attention_heads": 2,  # its text has 4
             "vision_config.mit_hidden_size": 32,
             "vision_config.mit_intermediate_size": 32,
         },
