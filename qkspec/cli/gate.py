@@ -81,7 +81,7 @@ def gate(
 ) -> None:
     """Exit 0 when every threshold holds, 1 when one is crossed, 3 when something could not be measured.
 
-    Without a threshold, no head may be malignant or broken.
+    Without a threshold, with a baseline or without, no head may be malignant or broken.
     """
     from qkspec.cli.measuring import load_bands, measure
     from qkspec.cli.settings import load_file, load_policy
