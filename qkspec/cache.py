@@ -28,7 +28,7 @@ from qkspec.readings import TEXT, Column, Readings
 
 F64 = NDArray[np.float64]
 
-NUMERICS = 2  # one more whenever a number that qkspec computes changes by more than rounding
+NUMERICS = 3  # one more whenever a number that qkspec computes changes by more than rounding
 MAX_BYTES = 1 << 30  # of all entries together; the ones not used for longest go first
 _MAGIC = b"qkspec\x01\n"
 _MAX_ENTRY = 1 << 28
