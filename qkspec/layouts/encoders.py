@@ -219,7 +219,8 @@ ENCODERS = (
         "encoder.layers.{}.self_attn.self.key"), block="encoder.self", heads=("encoder_attention_heads",),
         norm=InputNorm("encoder.layers.{}.self_attn_layer_norm")),
     *pair("fsmt", ("fsmt",), post=True, first=("", "")),
-    *pair("trocr", ("trocr",), post=True, first=("", "decoder.layernorm_embedding"))[1:],
+    *(replace(row, k_norm=RAW, unknown=("the keys come from another model",)) if row.k_norm else row
+        for row in pair("trocr", ("trocr",), post=True, first=("", "decoder.layernorm_embedding"))[1:]),
     *(like_bert("pp_formulanet", "pp_formulanet_text", weights=Separate(f"layers.{{}}.{at}.q_proj",
         f"layers.{{}}.{at}.k_proj"), block=block, heads=("decoder_attention_heads",), causal=block == "self",
         norm=InputNorm(f"layers.{{}}.{at}_layer_norm"), k_norm=k_norm) for at, block, k_norm in (

@@ -220,7 +220,7 @@ VISION = (
         ("molmo2", ("molmo2_vision",), "layers.{}.self_attn", "layers.{}.layer_norm1", None),
         ("minimax_m3_vl", ("minimax_m3_vl_vision",), "layers.{}.self_attn", "layers.{}.layer_norm1", RotaryRule()),
         ("hunyuan_vl", ("hunyuan_vl_vision",), "layers.{}.self_attn", "layers.{}.layer_norm1", None),
-        ("inkling2", ("inkling2_vision",), "layers.{}.self_attn", "layers.{}.layernorm_before", None),
+        ("inkling2", ("inkling2_vision",), "layers.{}.self_attn", "layers.{}.layernorm_before", ADJACENT),
         ("muse_spark", ("muse_spark_vision", "muse_glimmer_vision", "kimi_k25_vision"), "layers.{}.attn",
         "layers.{}.norm1", RotaryRule()))),
     like(SWIN, "swin", *SWIN.model_types, weights=Separate("encoder.layers.{}.blocks.{}.attention.q_proj",
