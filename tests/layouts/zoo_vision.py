@@ -455,10 +455,8 @@ CASES = (
     ),
     parts(
         "lightglue",
-        tuple(
-            (f"transformer_layers.0.{kind}_attention", {"hidden_states": X, "position_embeddings": still(1, 8, 8)})
-            for kind in ("self", "cross")
-        ),
+        heads("transformer_layers.0.self_attention", hidden_states=X, position_embeddings=still(1, 8, 8)),
+        heads("transformer_layers.0.cross_attention", hidden_states=X),
         changes={"descriptor_dim": 32, "num_hidden_layers": 1},
     ),
     *(
