@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     from qkspec.qk import Norm, QKLayer, Rotary
 
 TOLERANCE = 1e-6
+EVERY, NONE, DECODER = "", "$^", r"decoder\.layers\.\d+\.self_attn$"
+MASKED = {  # where no module says whether its mask is causal, or a wrong thing: the paths of those whose mask is
+    **dict.fromkeys(
+        ("bloom", "codegen", "doge", "gpt_neox_japanese", "groupvit_text_model", "imagegpt", "mpt", "openai-gpt"), EVERY
+    ),
+    **dict.fromkeys(("clvp_decoder", "cpmant", "xglm"), EVERY),
+    **dict.fromkeys(
+        ("bigbird_pegasus", "fsmt", "led", "mvp", "nllb-moe", "pegasus_x", "speecht5", "t5gemma2", "trocr"), DECODER
+    ),
+    **dict.fromkeys(("lightglue", "phi4_multimodal_audio"), NONE),  # copied from Llama; the masks look both ways
+    **dict.fromkeys(("informer", "informer full"), DECODER),
+    "videoprism_text_model": EVERY,
+    "bridgetower": NONE,  # its modules say so, its masks look both ways
+    "blip": r"^text_model\.",
+    "idefics": r"^layers\.",  # of its cross-attention, whose mask is that of the images
+    "sam3": r"^text_encoder\.",  # as CLIP's: the model says so at the call, its layers run by themselves do not
+    "phi4_multimodal": r"^layers\.",  # of its tower, for which the model makes a mask of both directions
+}
+TURNED_ELSEWHERE = ("roformer", "clvp_encoder")  # by a method that the capture does not see; run without
+KEYS_APART = ("maskformer",)  # DETR's rows, whose keys come from another model's pixels here
+FED_BARE = ("layoutlmv3", "marian")  # these put no norm in front of layer 0, or only where there are images
 
 
 def layers_of(checkpoint: Checkpoint, **options) -> list[QKLayer]:
@@ -97,6 +119,30 @@ def check_layer(layer: QKLayer, truth: Map, *, norms: bool = True, inside: tuple
         ), f"{where}: {truth.normed} ran, none was read"
     else:
         assert layer.qk_norm is None or layer.qk_norm.kind == "l2", f"{where}: read a norm of q and k that did not run"
+
+
+def check_facts(layer: QKLayer, truth: Map, case: str) -> None:
+    """Assert that whom a token sees, whether it rotates and how logits are held back are the model's own."""
+    where = f"{layer.name} against {truth.path}"
+    seen = re.search(MASKED[case], truth.path) is not None if case in MASKED else truth.causal is True
+    assert layer.causal == seen, f"{where}: read causal={layer.causal}, the model's is {seen}"
+    if case not in TURNED_ELSEWHERE:
+        assert (layer.rotary is not None) == truth.turned, f"{where}: read {layer.rotary}, rotated: {truth.turned}"
+    assert (layer.softcap, layer.clamp) == (truth.softcap, truth.clamp), f"{where}: caps on logits, q and k"
+
+
+def check_norms_found(checkpoint: Checkpoint, case: str) -> None:
+    """Assert that every norm that a row names is in the checkpoint; post-LN rows may say that layer 0 has none."""
+    for module in plan(checkpoint).modules:
+        for role, norm in (("q_input", module.row.norm), ("k_input", module.row.k_norm)):
+            if norm is None or norm.kind == "none" or norm.at is None:
+                continue
+            if role == "k_input" and case in KEYS_APART:
+                continue
+            layer = re.findall(r"\.(\d+)(?=\.)", f".{module.name}.")[-1:]
+            if norm.first is not None and layer == ["0"] and (not norm.first or case in FED_BARE):
+                continue
+            assert role in module.roles, f"{module.name}: no tensor for its {role} norm {norm.at!r}"
 
 
 def check_rotation(layer: QKLayer, rest: Map, turned: Map, offset: int) -> None:

@@ -22,6 +22,7 @@ ATTENTION = re.compile(
     r"^KimiLinearAttention$|^(?!.*(Lightning|Linear|Kimi(?!_K25)|DabDetrAttention|ChannelAttention|LSH|ReformerAttention)).*(Attention(?!\w*(Output|Pool|Mask|Embed|Rotary|Cache|\w*Projection))|Attn|MLA$)"
 )
 NORM = re.compile(r"(?<!Batch)Norm(\d[dD])?$")  # a batch norm at rest is an affine map
+ROTATION = re.compile(r"apply\w*_(rotary|rope)|rotate_(half|pairwise|every_two|queries_or_keys)|multidimensional_rope")
 PRODUCTS = {
     torch.matmul,
     torch.bmm,
@@ -46,6 +47,9 @@ class Caught:
         slopes: (heads,) that factor.
         natural: (samples, d) the input the module would have had, and the keys' likewise.
         normed: norm modules that ran inside, between input and call.
+        causal: what the call says, or else the module; None where neither says anything.
+        softcap, clamp: what the module or its config says of them.
+        turned: whether a rotation ran inside, between input and call.
     """
 
     path: str
@@ -59,6 +63,10 @@ class Caught:
     dots: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
     normed: list[str] = field(default_factory=list)
+    causal: bool | None = None
+    softcap: float | None = None
+    clamp: float | None = None
+    turned: bool = False
 
 
 class Watch(TorchFunctionMode):
@@ -73,6 +81,7 @@ class Watch(TorchFunctionMode):
         self.normed: dict[torch.nn.Module, list[str]] = {}
         self.natural: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of a stand-in ▸ (it, what it stands for)
         self.raw: dict[torch.nn.Module, tuple] = {}  # the inputs before a norm inside the module
+        self.turned: set[torch.nn.Module] = set()  # modules that rotated in the run at hand
         self.still = False
         self.interface = 0
         self.generator = torch.Generator().manual_seed(7)
@@ -138,7 +147,7 @@ class Watch(TorchFunctionMode):
         k = torch.einsum(f"{two}->{''.join(ordered)}{free_two[0]}{summed[0]}", operands[1])
         self.catch(self.stack[-1], q, k, None)
 
-    def catch(self, module, q, k, factor) -> None:
+    def catch(self, module, q, k, factor, causal=None) -> None:
         owner = next((m for m in reversed(self.stack) if m in self.inputs), None)
         name = self.names.get(module)
         if owner is None or name is None or name in self.caught:
@@ -163,6 +172,10 @@ class Watch(TorchFunctionMode):
             flat(natural),
             flat(natural_y),
             normed=list(self.normed.get(owner, [])),
+            causal=getattr(module, "is_causal", None) if causal is None else causal,
+            softcap=stated(module, "attn_logit_softcapping", "conf_attention_logit_cap", "attention_logit_cap"),
+            clamp=stated(module, "clip_qkv"),
+            turned=owner in self.turned,
         )
         if factor is None:
             with torch._C.DisableTorchFunction():
@@ -179,6 +192,13 @@ class Watch(TorchFunctionMode):
         if held is not None and held.dots is not None and held.slopes is None and scores.numel() == held.dots.numel():
             scores = scores.detach().double().reshape(held.dots.shape)
             held.slopes = slopes(held.dots, scores)
+
+
+def stated(module: torch.nn.Module, *keys: str) -> float | None:
+    """Return a number that the module holds, or else its config or the part of that on attention, under any name."""
+    config = getattr(module, "config", None)
+    held = (module, config, getattr(config, "attn_config", None))
+    return next((value for part in held for key in keys if (value := getattr(part, key, None)) is not None), None)
 
 
 def slopes(dots: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -268,6 +288,8 @@ def watching(
                 stack.callback(both_ways(module, watch))
             if hasattr(module, "compute_local_attention_representations"):
                 stack.callback(in_blocks(module, watch))
+        for home in {sys.modules[type(module).__module__] for module in leaves}:
+            stack.callback(before_rotation(home, watch))
         stack.enter_context(through_interface(watch))
         stack.enter_context(through_torch())
         stack.enter_context(watch)
@@ -300,6 +322,18 @@ def in_windows(module: torch.nn.Module, watch: Watch) -> Callable[[], None]:
 
     module._sliding_chunks_query_key_matmul = product
     return lambda: delattr(module, "_sliding_chunks_query_key_matmul")
+
+
+def before_rotation(home: ModuleType, watch: Watch) -> Callable[[], None]:
+    """Note which attention modules call one of a file's functions that rotate."""
+    plain = {name: found for name, found in vars(home).items() if ROTATION.search(name) and callable(found)}
+
+    def noted(rotate: Callable[..., object], *args, **kwargs):
+        watch.turned.update(watch.stack[-1:])
+        return rotate(*args, **kwargs)
+
+    vars(home).update({name: partial(noted, found) for name, found in plain.items()})
+    return lambda: vars(home).update(plain)
 
 
 def before_blocks(home: ModuleType, watch: Watch) -> Callable[[], None]:
@@ -478,6 +512,7 @@ def enter(watch: Watch, module, args, kwargs):
             )
         watch.inputs[module] = (x, y, watch.natural[id(x)][1], watch.natural[id(y)][1])
         watch.normed[module] = []
+        watch.turned.discard(module)
         watch.raw.pop(module, None)
     return tuple(new_args), new_kwargs
 
@@ -504,6 +539,7 @@ def through_interface(watch: Watch) -> Iterator[None]:
                 query,
                 key,
                 float(scaling) if not isinstance(scaling, torch.Tensor) or scaling.numel() == 1 else None,
+                options.get("is_causal"),
             )
             watch.interface += 1
             try:
@@ -545,6 +581,10 @@ class Map:
     natural: np.ndarray
     natural_y: np.ndarray
     normed: tuple[str, ...]
+    causal: bool | None = None
+    softcap: float | None = None
+    clamp: float | None = None
+    turned: bool = False
 
 
 def regress(caught: Caught, *, every: int = 1, first: int = 0) -> Map:
@@ -568,7 +608,19 @@ def regress(caught: Caught, *, every: int = 1, first: int = 0) -> Map:
         factor = np.full(wq.shape[0], np.nan) if caught.slopes is None else caught.slopes.numpy()
     else:
         factor = np.full(wq.shape[0], caught.factor)
-    return Map(caught.path, wq, wk, factor, caught.natural.numpy(), natural_y.numpy(), tuple(caught.normed))
+    return Map(
+        caught.path,
+        wq,
+        wk,
+        factor,
+        caught.natural.numpy(),
+        natural_y.numpy(),
+        tuple(caught.normed),
+        caught.causal,
+        caught.softcap,
+        caught.clamp,
+        caught.turned,
+    )
 
 
 def affine(x: torch.Tensor, q: torch.Tensor) -> np.ndarray:

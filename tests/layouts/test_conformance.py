@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from layouts.agree import check_layer, check_rotation, layers_of, open_saved, pair_up  # noqa: E402
+from layouts.agree import check_facts, check_layer, check_norms_found, check_rotation, layers_of, open_saved, pair_up  # noqa: E402
 from layouts.capture import Map, regress, watching  # noqa: E402
 from layouts.tiny import Case, Out, build, filled, inputs  # noqa: E402
 from layouts.zoo import CASES as WRITERS  # noqa: E402
@@ -51,6 +51,7 @@ def run(model: torch.nn.Module, case: Case, position: int = 0) -> list[Map]:
 def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_property, monkeypatch) -> None:
     model = build(case)
     model.save_pretrained(tmp_path)
+    check_norms_found(open_saved(tmp_path), case.name)
     layers = layers_of(open_saved(tmp_path))
     live = layers_of(from_state_dict(model.state_dict(), model.config.to_dict()))
     model = model.double().eval()
@@ -70,6 +71,7 @@ def test_reads_what_the_model_computes(case: Case, tmp_path: Path, record_proper
     running = {truth.path: layer for layer, truth in pair_up(live, maps)}
     for layer, truth in pairs:
         check_layer(layer, truth, norms=case.norms and not case.inside, inside=case.inside)
+        check_facts(layer, truth, case.name)
         same = running.pop(truth.path)  # the same module under the names of the model in memory
         np.testing.assert_array_equal(same.q, layer.q)
         np.testing.assert_array_equal(same.k, layer.k)
