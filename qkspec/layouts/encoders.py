@@ -17,6 +17,7 @@ BERT = Layout(
     Separate("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.key"),
     full=True, kv_heads=(), head_dim=(), norm=POST, by_name=True,
 )
+SAMPLED = ("only the queries with the most uneven logits attend; the others take the mean of all values",)
 EMBEDDED = ("encoder.layernorm_embedding", "decoder.layernorm_embedding")
 # fmt: on
 
@@ -151,6 +152,7 @@ ENCODERS = (
         rotary=RotaryRule(flag=("position_embedding_type", "rotary"))),
     like_bert("roformer", rotary=RotaryRule("adjacent")),
     like_bert("nystromformer", softmax=False, remarks=("the softmax is approximated by landmarks",)),
+    like_bert("mra", softmax=False, remarks=("the softmax is approximated in blocks, most of them by their means",)),
     like_bert("deberta", weights=Fused("encoder.layer.{}.attention.self.in_proj", units=None), scale=disentangled_scale,
         remarks=("content-position terms are added",)),
     like_bert("deberta-v2", weights=Separate("encoder.layer.{}.attention.self.query_proj",
@@ -218,6 +220,12 @@ ENCODERS = (
     like_bert("bigbird_pegasus", weights=Separate("encoder.layers.{}.self_attn.self.query",
         "encoder.layers.{}.self_attn.self.key"), block="encoder.self", heads=("encoder_attention_heads",),
         norm=InputNorm("encoder.layers.{}.self_attn_layer_norm")),
+    # between its layers that distil, a convolution and a pooling take the place of the norm
+    *(replace(row, when={"attention_type": kind, "distil": distil}, remarks=SAMPLED if kind == "prob" else (),
+        norm=None if distil and row.block == "encoder.self" else row.norm)
+        for kind in ("prob", "full") for distil in (True, False)
+        for row in pair("informer", ("informer",), post=True)[:2]),
+    *pair("informer", ("informer",), post=True)[2:],
     *pair("fsmt", ("fsmt",), post=True, first=("", "")),
     *(replace(row, k_norm=RAW, unknown=("the keys come from another model",)) if row.k_norm else row
         for row in pair("trocr", ("trocr",), post=True, first=("", "decoder.layernorm_embedding"))[1:]),
@@ -242,6 +250,6 @@ ENCODERS = (
     *t5("longt5", ("longt5",), "LocalSelfAttention")[:1],
     replace(t5("longt5", ("longt5",), "TransientGlobalSelfAttention")[0],
         unknown=("norm of the summaries of blocks, which are keys as well",)),
-    *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "longt5", "udop")),
+    *t5("t5", ("t5", "mt5", "umt5", "switch_transformers", "longt5", "udop", "pop2piano")),
 )
 # fmt: on

@@ -44,6 +44,9 @@ LATENTS = (
     replace(DEEPSEEK, name="deepseek sparse", model_types=("deepseek_v32", "glm_moe_dsa"), remarks=SPARSE),
     replace(DEEPSEEK, name="glm5_next", model_types=("glm5_next_text",), rotary=None, remarks=SPARSE),
     replace(DEEPSEEK, name="kimi_linear", model_types=("kimi_linear",), rotary=None),
+    # transformers saves Kimi K2.5 with the text model's layers called blocks, as those of its tower are
+    replace(DEEPSEEK, name="kimi_k25", model_types=("deepseek_v3",), weights=renamed(MLA, "layers.", "blocks."),
+        norm=InputNorm("blocks.{}.input_layernorm", "rms")),
     replace(DEEPSEEK, name="hy_v4", model_types=("hy_v4",), rotary=RotaryRule(end=True), remarks=SPARSE + SINK),
     replace(DEEPSEEK, name="minicpm3", model_types=("minicpm3",), rotary=RotaryRule(end=True)),
     replace(DEEPSEEK, name="longcat_flash", model_types=("longcat_flash",), norm=InputNorm(

@@ -12,7 +12,7 @@ WINDOWED = ("a bias by relative position is added; attention stays within window
 VIT = Layout(
     "vit",
     ("vit", "deit", "vit_msn", "vit_mae", "ijepa", "dpt", "vivit", "audio-spectrogram-transformer", "yolos", "vilt",
-     "flava_image_model", "flava_text_model", "flava_multimodal_model"),
+     "flava_image_model", "flava_text_model", "flava_multimodal_model", "vitpose_backbone"),
     Separate("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.key"),
     full=True, kv_heads=(), head_dim=(), norm=InputNorm("encoder.layer.{}.layernorm_before"), by_name=True,
 )
@@ -51,6 +51,11 @@ def whole_width(config: Config, d_q: int, layer: int) -> float:
     heads = look_up(config, ("num_heads",))
     stage = stage_of(layer, look_up(config, ("depth",)))
     return float((d_q * heads[stage]) ** -0.5) if isinstance(heads, list) and stage < len(heads) else float(d_q**-0.5)
+
+
+def linked(side: str) -> InputNorm:
+    """Return the norm in front of a layer of BridgeTower's cross-modal encoder: that of the link before it."""
+    return InputNorm(f"cross_modal_{side}_link_tower.{{}}.LayerNorm", first=f"cross_modal_{side}_layernorm")
 
 
 # fmt: off
@@ -272,5 +277,37 @@ VISION = (
     like(CLIP, "pixtral", weights=Separate("layers.{}.attention.q_proj", "layers.{}.attention.k_proj"),
         norm=InputNorm("layers.{}.attention_norm", "rms"), rotary=RotaryRule(),
         remarks=("patches rotate in two dimensions",)),
+    like(SWIN, "swin2sr", qk_norm=QKNormAt(None, None, "l2",
+        temperature="encoder.stages.{}.layers.{}.attention.self.logit_scale"), norm=RAW, remarks=(*WINDOWED,
+        "cosine attention: only directions of q and k count"), weights=Separate(
+        "encoder.stages.{}.layers.{}.attention.self.query", "encoder.stages.{}.layers.{}.attention.self.key")),
+    like(CLIP, "bridgetower", "bridgetower_vision_model", heads=(), head_width=64,
+        weights=Fused("transformer.resblocks.{}.attn.in_proj_weight"),
+        biases=("transformer.resblocks.{}.attn.in_proj_bias",), norm=InputNorm("transformer.resblocks.{}.ln_1")),
+    # the tower's config speaks for the layers of images too, and counts no heads
+    *(like(VIT, "bridgetower", "bridgetower", f"bridgetower_{scope}_model", block=f"{mine}.{block}", norm=norm,
+        k_norm=k_norm, weights=Separate(f"cross_modal_{mine}_layers.{{}}.{at}.self.query",
+        f"cross_modal_{mine}_layers.{{}}.{at}.self.key"), **counted)
+        for mine, other, scope, counted in (("text", "image", "text", {}), ("image", "text", "vision",
+        {"heads": (), "head_width": 64, "remarks": ("its heads are taken to be 64 wide, as in every release",)}))
+        for at, block, norm, k_norm in (("attention", "self", linked(mine), None), ("crossattention", "cross",
+        InputNorm(f"cross_modal_{mine}_layers.{{}}.attention.output.LayerNorm"), linked(other)))),
+    *(like(CLIP, "videoprism", *types, block=block, softcap="attn_logit_softcapping", causal=causal,
+        weights=Separate(f"{at}.{{}}.attention.q_proj", f"{at}.{{}}.attention.k_proj"),
+        norm=InputNorm(f"{at}.{{}}.layernorm_before", offset=1.0)) for types, at, block, causal in (
+        (("videoprism_vision_model",), "spatial_layers", "self", False),
+        (("videoprism_vision_model",), "temporal_layers", "temporal", False),
+        (("videoprism_vision_model",), "auxiliary_layers", "auxiliary", False),
+        (("videoprism_text_model",), "layers", "self", True))),
+    like(CLIP, "videoprism", "videoprism_vision_model", block="pool", full=False, gain="head.per_dim_scale",
+        weights=Separate("head.q_proj", "head.k_proj"), norm=RAW, k_norm=RAW, unknown=PROBE),
+    like(CLIP, "deepseek_ocr2", "deepseek_ocr2_encoder", full=False, causal=True, kv_heads=KV_HEADS,
+        rotary=RotaryRule(),
+        weights=Separate("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj"),
+        norm=InputNorm("layers.{}.input_layernorm", "rms"),
+        remarks=("patches see every patch, queries all patches and the queries before them",)),
+    # as released and as transformers saves it, which is not how transformers holds it
+    like(CLIP, "kimi_k25", "kimi_k25_vision", weights=Fused("blocks.{}.wqkv"), norm=InputNorm("blocks.{}.norm0"),
+        rotary=ADJACENT, remarks=("patches rotate in two dimensions",)),
 )
 # fmt: on

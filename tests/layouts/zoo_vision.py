@@ -11,6 +11,8 @@ import torch
 from layouts.tiny import Case, Out
 
 X = (6, 8, 32)
+WIDE = (10, 8, 64)
+TOKEN = (48, 1, 32)
 FLAT = (48, 32)
 LENGTHS = torch.tensor([0, 48], dtype=torch.int32)
 RESNET = {
@@ -122,6 +124,20 @@ def heads(*paths: str, **feed: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
 def parts(name: str, *also: tuple[tuple[str, dict[str, Any]], ...], **facts: Any) -> Case:
     """Return the case of a model of which only parts are run."""
     return Case(name, also=sum(also, ()), whole=False, turn="", **facts)
+
+
+def bridge(layer: int, mine: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Return a layer of BridgeTower for each side, fed with what stands in front of it on both."""
+    return tuple(
+        (
+            f"cross_modal_{side}_layers.{layer}",
+            {
+                "hidden_states": Out(f"cross_modal_{side}_{mine}"),
+                "encoder_hidden_states": Out(f"cross_modal_{other}_{mine}"),
+            },
+        )
+        for side, other in (("text", "image"), ("image", "text"))
+    )
 
 
 CASES = (
@@ -956,5 +972,90 @@ CASES = (
         "hunyuan_vl_vision",
         layers("layers", 2, hidden_states=(1, 48, 32), attention_mask=None, cu_seqlens=LENGTHS),
         changes={"max_image_size": 32, "text_hidden_size": 32},
+    ),
+    parts(
+        "vitpose",
+        layers("backbone.encoder.layer", 2, hidden_states=X),
+        auto="VitPoseForPoseEstimation",
+        changes={"backbone_config.num_experts": 1, "backbone_config.part_features": 8},
+    ),
+    Case(
+        "swin2sr",
+        {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 8, "image_size": 8, "patch_size": 1},
+    ),
+    parts(
+        "bridgetower",
+        layers("vision_model.visual.transformer.resblocks", 2, hidden_state=(72, 1, 64)),
+        heads("text_model.embeddings.LayerNorm", input=WIDE),
+        (("text_model.encoder.layer.0", {"hidden_states": Out("text_model.embeddings.LayerNorm")}),),
+        (("text_model.encoder.layer.1", {"hidden_states": Out("text_model.encoder.layer.0")}),),
+        heads("cross_modal_text_layernorm", "cross_modal_image_layernorm", input=WIDE),
+        bridge(0, "layernorm"),
+        tuple(
+            (
+                f"cross_modal_{side}_link_tower.0",
+                {
+                    "hidden_states": WIDE,
+                    "cross_modal_hidden_states": Out(f"cross_modal_{side}_layers.0"),
+                    "attention_mask": None,
+                },
+            )
+            for side in ("text", "image")
+        ),
+        bridge(1, "link_tower.0"),
+        changes={
+            "hidden_size": 64,
+            "text_config.num_attention_heads": 1,
+            "text_config.hidden_size": 64,
+            "vision_config.hidden_size": 64,
+            "vision_config.patch_size": 8,
+        },
+    ),
+    parts(
+        "informer",
+        *(((f"{side}.layernorm_embedding", {"input": TOKEN}),) for side in ("encoder", "decoder")),
+        layers("encoder.layers", 2, hidden_states=TOKEN, attention_mask=None),
+        *(
+            ((f"decoder.layers.{i}", {"hidden_states": Out(before), "encoder_hidden_states": Out("encoder.layers.1")}),)
+            for i, before in enumerate(("decoder.layernorm_embedding", "decoder.layers.0"))
+        ),
+        changes={"prediction_length": 4, "context_length": 8},
+    ),
+    parts(
+        "informer full",
+        *(((f"{side}.layernorm_embedding", {"input": X}),) for side in ("encoder", "decoder")),
+        (("encoder.layers.0", {"hidden_states": Out("encoder.layernorm_embedding"), "attention_mask": None}),),
+        (("encoder.layers.1", {"hidden_states": Out("encoder.layers.0"), "attention_mask": None}),),
+        *(
+            ((f"decoder.layers.{i}", {"hidden_states": Out(before), "encoder_hidden_states": Out("encoder.layers.1")}),)
+            for i, before in enumerate(("decoder.layernorm_embedding", "decoder.layers.0"))
+        ),
+        changes={"prediction_length": 4, "context_length": 8, "attention_type": "full", "distil": False},
+    ),
+    parts(
+        "videoprism_vision_model",
+        *(layers(f"vision_model.{at}_layers", 2, hidden_states=X) for at in ("spatial", "temporal")),
+        layers("auxiliary_layers", 2, hidden_states=X),
+        auto="VideoPrismVideoModel",
+        changes={"num_spatial_layers": 2, "num_temporal_layers": 2, "tubelet_size": [1, 4, 4]},
+        unrun=1,
+    ),
+    parts("videoprism_text_model", layers("layers", 2, hidden_states=X), auto="VideoPrismTextModel"),
+    parts("mra", unrun=2),
+    Case(
+        "kimi_k25",
+        {
+            "text_config.first_k_dense_replace": 2,
+            "text_config.head_dim": 4,
+            "text_config.num_key_value_heads": 4,
+            "vision_config.num_hidden_layers": 0,
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+    Case("pop2piano", auto="Pop2PianoForConditionalGeneration"),
+    parts(
+        "deepseek_ocr2_encoder",
+        layers("layers", 2, hidden_states=X, position_embeddings=still(1, 8, 8)),
+        auto="DeepseekOcr2VisionEncoder",
     ),
 )
