@@ -125,7 +125,8 @@ def lines(found: "Comparison", room: int | None = None) -> list[str]:
         cells = "".join(f"  {_cell(chosen[key].a[i]):>9} {_cell(chosen[key].b[i]):>7}" for key in shown)
         out.append(f"{found.steps[i]:>{width}}{cells}")
     if len(shown) < len(COLUMNS):
-        out.append(f"(wider terminals show {', '.join(HEADINGS[metric] for metric, _ in COLUMNS[len(shown) :])})")
+        hidden = ", ".join(HEADINGS[metric] for metric, _ in COLUMNS[len(shown) :])
+        out += ["", f"(wider terminals show {hidden})"]
     changed = {pair: n for pair, n in found.verdicts.items() if pair[0] is not pair[1]}
     last = f"verdicts at step {found.steps[-1]}: {_pairs(changed) or 'the same for every head'}"
     return [*out, "", *findings(found), last]
