@@ -89,11 +89,13 @@ def _over_time() -> dict[str, str]:
     return {
         "run_verdict": f"of a run's last checkpoint: {', '.join(STATES)}\n"
         "  broken: some head holds NaN or Inf\n"
-        f"  lost: at least {LOST:.0%} of the judged heads are concentrated and frozen (κ at limit certain or above)\n"
-        f"  warned: at least {WARNED:.0%} of them are concentrated and large, or {ALARM:.0%} malignant, one at least\n"
+        f"  lost: at least {LOST:.0%} of the judged heads are concentrated and frozen (κ at limit certain or above;"
+        " under QK-norm only by a real map)\n"
+        f"  warned: at least {WARNED:.0%} of them are concentrated and large, or {ALARM:.0%} malignant, one at least;"
+        f" or {WARNED:.0%} of all heads are dead\n"
         "  sound: neither: W_q'W_k speaks for no collapse. A run may be lost otherwise: a post-LN model whose heads"
         " never began to work keeps them small, and its loss or even maps (--text) tell\n"
-        "  unjudged: no head could be judged",
+        "  unjudged: no head could be judged, as in a model of zeros",
         "surging": f"flag: ln σ_1 grew by {SURGE} a step or more between two checkpoints; only checkpoints within some"
         " 50 steps of each other can show it",
         "surge": f"of a run: the first step by which the median head's ln σ_1 had grown by {SURGE} a step",

@@ -140,6 +140,22 @@ def bridge(layer: int, mine: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     )
 
 
+SAM3 = (
+    layers("geometry_encoder.layers", 2, prompt_feats=X, vision_feats=X, vision_pos_encoding=X, prompt_mask=None),
+    layers("detr_encoder.layers", 2, vision_feats=X, prompt_feats=X, vision_pos_encoding=X),
+    heads(
+        *(
+            f"detr_decoder.layers.{i}.{at}"
+            for i in range(2)
+            for at in ("self_attn", "text_cross_attn", "vision_cross_attn")
+        ),
+        "mask_decoder.prompt_cross_attn",
+        query=X,
+        key=X,
+        value=X,
+    ),
+)
+
 CASES = (
     # towers that see
     parts("radio", layers("encoder.layer", 2, hidden_states=X), changes={"max_img_size": 16, "cpe_max_size": 16}),
@@ -613,19 +629,7 @@ CASES = (
     ),
     parts(
         "sam3",
-        layers("geometry_encoder.layers", 2, prompt_feats=X, vision_feats=X, vision_pos_encoding=X, prompt_mask=None),
-        layers("detr_encoder.layers", 2, vision_feats=X, prompt_feats=X, vision_pos_encoding=X),
-        heads(
-            *(
-                f"detr_decoder.layers.{i}.{at}"
-                for i in range(2)
-                for at in ("self_attn", "text_cross_attn", "vision_cross_attn")
-            ),
-            "mask_decoder.prompt_cross_attn",
-            query=X,
-            key=X,
-            value=X,
-        ),
+        *SAM3,
         layers("text_encoder.text_model.encoder.layers", 2, hidden_states=X, attention_mask=None),
         unrun=2,
         norms=False,
@@ -895,19 +899,7 @@ CASES = (
     ),
     parts(
         "sam3_lite_text",
-        layers("geometry_encoder.layers", 2, prompt_feats=X, vision_feats=X, vision_pos_encoding=X, prompt_mask=None),
-        layers("detr_encoder.layers", 2, vision_feats=X, prompt_feats=X, vision_pos_encoding=X),
-        heads(
-            *(
-                f"detr_decoder.layers.{i}.{at}"
-                for i in range(2)
-                for at in ("self_attn", "text_cross_attn", "vision_cross_attn")
-            ),
-            "mask_decoder.prompt_cross_attn",
-            query=X,
-            key=X,
-            value=X,
-        ),
+        *SAM3,
         unrun=2,
         norms=False,
     ),
