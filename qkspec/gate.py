@@ -201,7 +201,7 @@ def _runs(report: Report, policy: Policy, rows: NDArray[np.int64], found: _Findi
     """Hold what a run's heads say together at its last checkpoint; return which rows a share was taken over."""
     for run, state in report.states.items():
         if state.dead and not state.judged:  # there is no spectrum that could cross a threshold
-            what = f"W_q'W_k = 0 in every head ({state.dead}): health"
+            what = f"W_q'W_k = 0 in {state.dead} heads, and no other was judged: health"
             found.unmeasured.append(Failure(run, what, None, "a living head"))
     if policy.max_share is None:
         return np.zeros(len(rows), dtype=bool)
